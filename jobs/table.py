@@ -59,4 +59,6 @@ def table_uri(job: Job) -> str:
     assert given is not None
     if given.uri:
         return given.uri if given.uri.startswith("iceberg://") else absolute(given.uri)
-    return f"{job.store.url}/predictions.lance" if given.format == "lance" else job.store.url
+    # Arrow takes every file of the output for data that has no underscore before it.
+    beside = {"iceberg": "/_iceberg", "lance": "/_predictions.lance"}
+    return f"{job.store.url}{beside.get(given.format, '')}"

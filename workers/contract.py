@@ -353,8 +353,8 @@ class OutputTableSpec:
     format: Literal["delta", "iceberg", "lance"]
     """Delta and Iceberg name the objects where they are; Lance gets a copy of their rows."""
     uri: str = ""
-    """Where the table is: a folder, or for Iceberg `iceberg://<catalog>/<namespace>.<table>`. Default: `output.uri`,
-    where a Delta table always is; for Lance `predictions.lance` in it."""
+    """Where the table is: a folder, or for Iceberg `iceberg://<catalog>/<namespace>.<table>`. Default: `_iceberg`, or
+    `_predictions.lance`, in `output.uri`. A Delta table is always `output.uri` itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from jobs.errors import SpecError
 from jobs.tables.iceberg import CATALOG, IcebergTable, catalog_table, iceberg_errors
 from jobs.tables.iceberg_deletes import table_columns
 from jobs.tables.iceberg_files import ManifestEntry, StoreFiles
-from jobs.tables.target import MODEL, PLAN, Change, Copy, Part, RowFile, TableMoved
+from jobs.tables.target import MODEL, PLAN, Change, Copy, Portion, RowFile, TableMoved
 from workers.source.source_file import opened
 from workers.storage.errors import StoreDenied, StoreError
 from workers.storage.lookahead import ahead
@@ -87,8 +87,8 @@ class IcebergOutput:
             snapshot.commit()
         self._send(table, transaction, snapshot.snapshot_id)
 
-    def rows(self) -> Mapping[Part, int]:
-        counted = Counter[Part]()
+    def rows(self) -> Mapping[Portion, int]:
+        counted = Counter[Portion]()
         if self._table is None or (snapshot := self._table.current_snapshot()) is None:
             return counted
         with iceberg_errors(self._uri):
@@ -103,7 +103,7 @@ class IcebergOutput:
             counted[part] += rows
         for path, one in data.items():
             if one.partition[0] == spec:
-                counted[Part._make(one.partition[1])] += one.rows - len(dead[path][0] if path in dead else ())
+                counted[Portion._make(one.partition[1])] += one.rows - len(dead[path][0] if path in dead else ())
         return +counted
 
     def _load(self) -> Any:
@@ -190,7 +190,7 @@ class IcebergOutput:
 
         def left(one: ManifestEntry) -> pa.Table | None:
             """Rows that stay, where not all stay."""
-            live, seen = np.ones(one.rows, np.bool_), change.trimmed[Part._make(one.partition[1])]
+            live, seen = np.ones(one.rows, np.bool_), change.trimmed[Portion._make(one.partition[1])]
             live[dead[one.path][0] if one.path in dead else []] = False
             with iceberg_errors(self._uri), opened(*self._files.place(one.path)) as file:
                 there = table_columns(file, one.path, places, {}).filter(pa.array(live))
@@ -203,7 +203,7 @@ class IcebergOutput:
         for one, rest in zip(trimmed.values(), ahead(left, trimmed.values(), "trim", a_thread=1), strict=True):
             if rest is not None:
                 removed.append(one)
-                copies += [copy(Part._make(one.partition[1]), rest)] if rest.num_rows else []
+                copies += [copy(Portion._make(one.partition[1]), rest)] if rest.num_rows else []
         return removed, copies, manifests
 
     def _send(self, table: Any, transaction: Any, snapshot: int) -> None:
@@ -274,7 +274,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _of_one_part(manifests: Iterable[Any], spec: int) -> dict[str, tuple[Part, int]]:
+def _of_one_part(manifests: Iterable[Any], spec: int) -> dict[str, tuple[Portion, int]]:
     """Rows of manifests all whose files are of one part, by path; of none where there are deletes: a year of nights has
     millions of files, and the list of manifests says as much."""
     found = {}
@@ -284,7 +284,7 @@ def _of_one_part(manifests: Iterable[Any], spec: int) -> dict[str, tuple[Part, i
         alike = [field for field in one.partitions or () if field.lower_bound == field.upper_bound]
         if one.partition_spec_id == spec and len(alike) == len(_PARTS) and not any(f.contains_null for f in alike):
             model, plan = (field.lower_bound for field in alike)
-            part = Part(model.decode(), int.from_bytes(plan, "little", signed=True))
+            part = Portion(model.decode(), int.from_bytes(plan, "little", signed=True))
             found[one.manifest_path] = part, one.added_rows_count + one.existing_rows_count
     return found
 

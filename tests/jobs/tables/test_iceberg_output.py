@@ -31,7 +31,7 @@ from jobs.errors import NothingThere, SpecError
 from jobs.tables.folder_catalog import TableFolder
 from jobs.tables.iceberg import read_state
 from jobs.tables.iceberg_output import _SETTINGS, IcebergOutput
-from jobs.tables.target import Change, Part, RowFile, Seen, TableMoved
+from jobs.tables.target import Change, Portion, RowFile, Seen, TableMoved
 from tests.jobs.tables.iceberg_tables import (
     FolderCatalog,
     data_files,
@@ -47,7 +47,7 @@ from workers.storage.filesystems import open_filesystem
 
 SCHEMA = output_schema("classify", [pa.field("id", pa.int64())])
 EMBEDDINGS = output_schema("embed", [pa.field("id", pa.int64())])
-A, B = Part("m-1", 1), Part("m-1", 2)
+A, B = Portion("m-1", 1), Portion("m-1", 2)
 Row = tuple[str, int, int]
 """Model, plan, id."""
 
@@ -59,7 +59,7 @@ class Objects:
         self.url = url
         self.copied: list[RowFile] = []
 
-    def object(self, part: Part, ids: Sequence[int], schema: pa.Schema = SCHEMA, **more: Any) -> RowFile:
+    def object(self, part: Portion, ids: Sequence[int], schema: pa.Schema = SCHEMA, **more: Any) -> RowFile:
         columns: dict[str, Any] = {name: [None] * len(ids) for name in schema.names}
         columns |= {"source_uri": [f"u{i // 10}" for i in ids], "source_version": ["v"] * len(ids)}
         columns |= {"row_group": [0] * len(ids), "row": [i % 10 for i in ids], "id": [*ids]}
@@ -67,7 +67,7 @@ class Objects:
         columns |= {"embedding": [[i, 0.5] for i in ids]} if "embedding" in schema.names else {}
         return self._put(part, pa.table(columns | more, schema=schema), min(ids, default=0))
 
-    def _put(self, part: Part, rows: pa.Table, number: int, kind: str = "plan=") -> RowFile:
+    def _put(self, part: Portion, rows: pa.Table, number: int, kind: str = "plan=") -> RowFile:
         fs, path = open_filesystem(f"{self.url}/model={part.model}/{kind}{part.plan:08d}/{number:08d}.parquet")
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         with fs.open(path, "wb") as file:
@@ -75,13 +75,13 @@ class Objects:
         uri = path if "://" not in self.url else fs.unstrip_protocol(path)
         return RowFile(uri, part, rows.num_rows, fs.size(path))
 
-    def copy(self, part: Part, rows: pa.Table) -> RowFile:
+    def copy(self, part: Portion, rows: pa.Table) -> RowFile:
         number = abs(hash(str(rows.to_pylist()))) % 10**8
         self.copied.append(self._put(part, rows, number, "copies/"))
         return self.copied[-1]
 
 
-def no_copy(part: Part, rows: pa.Table) -> RowFile:
+def no_copy(part: Portion, rows: pa.Table) -> RowFile:
     raise AssertionError("nothing is to be copied")
 
 
@@ -114,7 +114,7 @@ def all_files(table: Any) -> list[Any]:
     return [entry.data_file for one in manifests for entry in one.fetch_manifest_entry(table.io)]
 
 
-def rows(part: Part, ids: Iterable[int]) -> list[Row]:
+def rows(part: Portion, ids: Iterable[int]) -> list[Row]:
     return [(*part, i) for i in ids]
 
 
@@ -167,7 +167,7 @@ def begun(output: IcebergOutput, *files: RowFile) -> None:
 
 
 def test_objects_are_added_where_they_lie_with_model_and_plan(either: IcebergOutput, out: Objects) -> None:
-    files = [out.object(A, [1, 2]), out.object(A, []), out.object(Part("m-1", 1), [11])]
+    files = [out.object(A, [1, 2]), out.object(A, []), out.object(Portion("m-1", 1), [11])]
     before = [Path(one.uri).read_bytes() for one in files]
     begun(either, *files)
     assert seen_rows(either) == rows(A, [1, 2, 11])
@@ -184,7 +184,7 @@ def test_no_object_is_read_to_be_added(output: IcebergOutput, out: Objects) -> N
 
 
 def test_all_of_a_change_is_one_snapshot(either: IcebergOutput, out: Objects) -> None:
-    c = Part("m-1", 3)
+    c = Portion("m-1", 3)
     begun(
         either,
         out.object(A, [1, 2]),
@@ -193,12 +193,12 @@ def test_all_of_a_change_is_one_snapshot(either: IcebergOutput, out: Objects) ->
         out.object(c, [31]),
         out.object(c, [41]),
     )
-    change = Change(added=[out.object(Part("n-2", 1), [5])], dropped=[A], trimmed={c: without(22, 31)})
+    change = Change(added=[out.object(Portion("n-2", 1), [5])], dropped=[A], trimmed={c: without(22, 31)})
     either.commit(2, SCHEMA, change, out.copy)
     assert either.read() == 2
     assert seen_rows(either) == [*rows(B, [11]), *rows(c, [21, 41]), ("n-2", 1, 5)]
     assert (snapshots(either), len(out.copied)) == (2, 1)
-    assert either.rows() == {B: 1, c: 2, Part("n-2", 1): 1}
+    assert either.rows() == {B: 1, c: 2, Portion("n-2", 1): 1}
     assert read_state(table_of(either).metadata_location).commits == ()
     either.commit(3, SCHEMA, Change(), no_copy)
     assert (either.read(), snapshots(either)) == (3, 3)
@@ -247,14 +247,14 @@ def test_many_commits_leave_few_metadata(either: IcebergOutput, monkeypatch: pyt
     monkeypatch.setattr("jobs.tables.iceberg_output._SETTINGS", {**_SETTINGS, **small})
     for night in range(1, 26):
         assert either.read() == night - 1
-        files = [RowFile(f"/out/{night}-{i}.parquet", Part("m-1", night), 10, 100) for i in range(3)]
-        dropped = [Part("m-1", night - 1)] if night % 10 == 0 else []
+        files = [RowFile(f"/out/{night}-{i}.parquet", Portion("m-1", night), 10, 100) for i in range(3)]
+        dropped = [Portion("m-1", night - 1)] if night % 10 == 0 else []
         either.commit(night, SCHEMA, Change(added=files, dropped=dropped), no_copy)
     assert either.read() == 25
     table = table_of(either)
     assert (len(table.metadata.snapshots), len(table.metadata.metadata_log)) == (8, 8)
     assert len(table.current_snapshot().manifests(table.io)) < 15
-    assert either.rows() == {Part("m-1", night): 30 for night in range(1, 26) if night not in (9, 19)}
+    assert either.rows() == {Portion("m-1", night): 30 for night in range(1, 26) if night not in (9, 19)}
     assert {name: table.properties[name] for name in ("gc.enabled", "commit.manifest-merge.enabled")} == {
         "gc.enabled": "false",
         "commit.manifest-merge.enabled": "true",
@@ -303,13 +303,13 @@ def test_of_eight_that_bring_the_same_edition_one_goes_through(
 RACER = """
 import sys
 from jobs.tables.iceberg_output import IcebergOutput
-from jobs.tables.target import Change, Part, RowFile, TableMoved
+from jobs.tables.target import Change, Portion, RowFile, TableMoved
 from workers.output import output_schema
 output = IcebergOutput(sys.argv[1])
 print(output.read(), flush=True)
 sys.stdin.readline()
 try:
-    change = Change(added=[RowFile(sys.argv[2], Part("m-1", 2), 1, int(sys.argv[3]))])
+    change = Change(added=[RowFile(sys.argv[2], Portion("m-1", 2), 1, int(sys.argv[3]))])
     output.commit(2, output_schema("classify", []), change, None)
     print("won")
 except TableMoved:
@@ -503,7 +503,7 @@ def test_a_run_that_is_killed_leaves_the_table_as_it_was_or_as_it_is_to_be(
                 patch.setattr("jobs.tables.iceberg_files.StoreFiles.write", kill)
             else:
                 meddled(either, patch, **{step: kill})
-            part = Part("m-1", made + 1)
+            part = Portion("m-1", made + 1)
             with pytest.raises(Killed):
                 either.commit(2 + made, SCHEMA, Change(added=[out.object(part, [int(made)])]), no_copy)
         if step != "after":
@@ -574,7 +574,7 @@ def test_rows_that_come_back_are_not_taken_by_deletes_of_before(in_catalog: Iceb
 
 def test_a_root_with_other_columns_adds_them(either: IcebergOutput, out: Objects) -> None:
     begun(either, out.object(A, [1]))
-    part = Part("e-1", 1)
+    part = Portion("e-1", 1)
     either.commit(2, EMBEDDINGS, Change(added=[out.object(part, [2], EMBEDDINGS)]), no_copy)
     assert either.read() == 2
     found = table_of(either).scan().to_arrow().sort_by("id").select(["id", "label", "embedding"]).to_pylist()
@@ -590,7 +590,7 @@ def test_a_type_is_widened_where_no_value_changes(either: IcebergOutput, out: Ob
     either.read()
     either.commit(2, large, Change(added=[out.object(B, [2], large)]), no_copy)
     either.read()
-    either.commit(3, small, Change(added=[out.object(Part("m-1", 3), [3], small)]), no_copy)
+    either.commit(3, small, Change(added=[out.object(Portion("m-1", 3), [3], small)]), no_copy)
     assert [row[2] for row in seen_rows(either)] == [1, 2, 3]
     assert str(table_of(either).schema().find_type("id")) == "long"
     for kind in (pa.string(), pa.list_(pa.int64()), pa.float32()):
@@ -629,7 +629,7 @@ def test_columns_that_others_rename_add_and_drop_stay_so(either: IcebergOutput, 
     assert either.read() == 2
     found = table_of(either).scan().to_arrow().sort_by("id").select(["id", "class", "reviewed"]).to_pylist()
     assert found == [{"id": 2, "class": "l2", "reviewed": "yes"}, {"id": 3, "class": "l3", "reviewed": None}]
-    either.commit(3, SCHEMA, Change(added=[out.object(Part("m-1", 3), [4])]), no_copy)  # which has topk_name
+    either.commit(3, SCHEMA, Change(added=[out.object(Portion("m-1", 3), [4])]), no_copy)  # which has topk_name
     assert either.read() == 3
     assert "topk_name" in table_of(either).schema().column_names
     assert [row[2] for row in seen_rows(either)] == [2, 3, 4]
@@ -802,12 +802,12 @@ class World:
         self.random.choice(ways)()
 
     def ours(self) -> None:
-        parts = sorted({Part(*row[:2]) for row in self.rows})
+        parts = sorted({Portion(*row[:2]) for row in self.rows})
         gone = [one for one in parts if self.random.random() < 0.25]
         cut = [one for one in parts if one not in gone and self.random.random() < 0.3]
         taken = {row[2] for row in self.rows if row[:2] in cut and self.random.random() < 0.5}
         self.edition += 1
-        new = Part("m-1", self.edition)
+        new = Portion("m-1", self.edition)
         added, ids = [], set[int]()
         for _ in range(self.random.randrange(3)):
             some = [*range(self.next_id, self.next_id + self.random.randrange(1, 5))]
