@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HOOKS = Path(__file__).parent / "hooks"
 KINDS = (
-    "probe", "run-spec", "bundle-file", "bundle-manifest", "plan", "shard", "crash", "done", "report", "page",
-    "current",
+    "probe", "run-spec", "bundle-file", "bundle-manifest", "plan", "shard", "crash", "done", "edition",
+    "table", "report", "page", "current",
 )  # fmt: skip
 """In the order in which a run creates them."""
 
@@ -71,7 +71,13 @@ POINTS = (
     ),
     Point("done before", "every shard, no done record", "reads the shards back and writes the record"),
     Point("done within", "every shard, a file in `_stint/tmp`", "reads the shards back and writes the record"),
-    Point("done after", "a done plan, no report", "has nothing to do"),
+    Point("done after", "a done plan, an output table without it", "lets the table hold it"),
+    Point("edition before", "the same", "lets the table hold it"),
+    Point("edition within", "the same, a file in `_stint/tmp`", "lets the table hold it"),
+    Point("edition after", "an edition that no table holds", "lets the table hold it"),
+    Point("table before", "a table without rows", "lets the table hold it", nth=2),
+    Point("table within", "the same, a file in `_stint/tmp`", "lets the table hold it"),
+    Point("table after", "a table with the plan, no report", "has nothing to do"),
     Point("report before", "a done plan, a run record without its report", "has nothing to do"),
     Point("report within", "the same, a file in `_stint/tmp`", "has nothing to do"),
     Point("report after", "everything but the report's page", "has nothing to do"),

@@ -48,7 +48,7 @@ class Folder:
 
     def scratch(self) -> int:
         """Temporary files that killed writers left."""
-        return sum(1 for _ in self.path.glob("_stint/tmp/*"))
+        return sum(1 for _ in self.path.glob("**/_stint/tmp/*"))
 
     def look(self) -> None:
         """Remember every object as it is; one that has changed or gone since the last look was not write-once."""

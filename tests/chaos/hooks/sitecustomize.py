@@ -22,6 +22,8 @@ KINDS = (  # part of the key, name of the kind; the first that fits
     ("/report.json", "report"),
     ("/report.html", "page"),
     ("_stint/current/", "current"),
+    ("_stint/editions/", "edition"),
+    (".metadata.json", "table"),
     ("/_stint/crashes/", "crash"),
     ("/plan=", "shard"),
 )
