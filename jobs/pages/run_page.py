@@ -16,7 +16,7 @@ from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import NONE, money, number, percent, phase_in_words, seconds, significant
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
-from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
+from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report, table_lines
 
 CLASSES_SHOWN = 20
 _PHASE_LEAST_S = 0.05
@@ -31,7 +31,7 @@ def report_page(report: Report) -> str:
     sections = {
         "outcome": True,
         "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
-        or report.passed_over
+        or report.passed_over or report.table
         or report.changed or report.superseded,
         "throughput": report.throughput.get("rows"),
         "workers": report.workers,
@@ -55,6 +55,7 @@ def report_page(report: Report) -> str:
         headline=headline(report.outcome),
         ending=ending(report),
         accounts=counts,
+        table=table_lines(report),
         passed_over=passed_over_kinds(report.passed_over),
         over_time=over_time,
         histogram=histogram,

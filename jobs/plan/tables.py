@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -15,9 +16,9 @@ import numpy as np
 from jobs.errors import SpecError
 from jobs.input.footers import Opened
 from jobs.ledger.plans import Plan, Source
-from jobs.ledger.table_files import Known, Positions, Standing, TablePart, known_files
+from jobs.ledger.table_files import Known, Positions, TablePart, known_files
 from jobs.plan.job import Job, absolute
-from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.plan.table_claims import TableClaim, TableRows, table_claim, table_rows
 from jobs.spec.days import filled
 from jobs.tables import delta, iceberg, lance
 from jobs.tables.state import TableFile, TableState
@@ -38,6 +39,8 @@ class TableFound:
     plans: Sequence[Plan]
     pinned: bool
     """Whether the spec says which version: the newest one may be of an earlier moment, as after a rollback."""
+    lost: frozenset[Slice] = frozenset()
+    """Rows of earlier plans, also of files that the table has no more, that were gone when they were to be scored."""
 
     @cached_property
     def last(self) -> TablePart | None:
@@ -55,7 +58,12 @@ class TableFound:
 
     @cached_property
     def claim(self) -> TableClaim:
-        return TableClaim() if self.is_past else table_claim(self.state, self.known)
+        return TableClaim() if self.is_past else table_claim(self.state, self.known, {piece.uri for piece in self.lost})
+
+    @property
+    def predicted(self) -> list[Source]:
+        """Files in which readers see rows, whether the table has them still or not."""
+        return [Source(uri, 0, OF_TABLE) for uri, file in self.known.items() if file.now.predicted]
 
     @property
     def sources(self) -> list[Source]:
@@ -98,24 +106,34 @@ class TableFound:
         of_files = {(uri, OF_TABLE) for uri in wanted}
         return [shard for plan in self.plans for shard in plan.shards_reading(of_files)] if of_files else []
 
-    def lines(self) -> list[str]:
-        """For a person."""
-        claim, at = self.claim, f"{self.state.at:%Y-%m-%d %H:%M} UTC"
-        lines = [f"table {self.url} ({self.format}) at version {self.state.version} of {at}"]
+    def figures(self, opened: Iterable[Opened]) -> dict[str, Any]:
+        """Its rows, where of new files these could be `opened`, for the report; and for a person, as `lines`."""
+        new = {one.source.uri: one.rows for one in opened if one.source.uri in self.claim.why}
+        rows = table_rows(self.claim, self.known, new)
+        said = {"version": self.state.version, "at": f"{self.state.at:%Y-%m-%d %H:%M} UTC"}
+        return {**said, **asdict(rows), "copied": rows.copied, "lines": self._lines(rows)}
+
+    def _lines(self, rows: TableRows) -> list[str]:
+        at, lines = f"{self.state.at:%Y-%m-%d %H:%M} UTC", list[str]()
+        table = f"table {self.url} ({self.format}) at version {self.state.version} of {at}"
         if self.is_past and self.last is not None:
-            return [*lines, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
-        if carried := claim.count(Standing.CARRIED):
-            lines.append(f"copied by the table as they were, so not scored again: {counted(carried, 'file')}")
-        if gone := claim.count(Standing.OUT):
-            lines.append(f"files that the table has replaced or removed: {gone:,}; readers no longer see their rows")
-        if self.copies:
+            return [table, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
+        lines += [f"table rows to score: {n:,} {why}" for why, n in rows.claimed.items()]
+        if rows.copied:
             lines.append(
-                "the table does not say which rows of the files that it rewrote are new: their images are read, and "
-                "those that were scored before keep their predictions"
+                f"of these {min(rows.copied, MOST_COPIED):,} at most are expected to keep their image's prediction: "
+                "the table does not say which, so images are read, and those that had one are not decoded"
             )
-        if (rows := sum(shard.rows for shard in self.copies)) > MOST_COPIED:
-            lines[-1] += f", but of {rows:,} of these only the latest {MOST_COPIED:,} are looked up"
-        return lines
+        if rows.carried:
+            lines.append(f"copied by the table as they were, so not read: {counted(rows.carried, 'row')}")
+        if rows.returned:
+            lines.append(f"back in the table, with predictions: {counted(rows.returned, 'row')}")
+        if rows.deleted or rows.replaced:
+            lines.append(
+                f"no longer seen by readers: {counted(rows.deleted, 'row')} deleted from files that stay, "
+                f"{rows.replaced:,} in files that were replaced or removed"
+            )
+        return [f"{table}: {counted(rows.live, 'live row')}", *lines]
 
 
 def source_of(file: TableFile) -> Source:
@@ -155,6 +173,11 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
     if last is not None and last.id != state.id:
         state = replace(state, commits=None)
     return TableFound(url, given.format, state, plans, given.version is not None)
+
+
+def rows_of(piece: Slice, group_rows: Sequence[int]) -> Positions:
+    """Of a slice, by their positions in its file."""
+    return sum(group_rows[: piece.row_group]) + np.arange(piece.row_start, piece.row_stop)
 
 
 def slices_of_rows(source: Source, group_rows: Sequence[int], rows: Positions) -> list[Slice]:

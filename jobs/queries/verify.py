@@ -163,7 +163,7 @@ def verify(job: Job) -> Verdict:
         gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
     if not job.spec.input.is_table:  # whose files come and go
         verdict.notes += claims.notes(plans, listing.sources, gone, rescore=rescore)
-    verdict.add(claims.faults(plans, gone, listing.sources))
+    verdict.add(claims.faults(plans, gone, listing.sources, dead))
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)

@@ -95,6 +95,8 @@ class Report:
     rows_ok: int = 0
     rows_bad: int = 0
     rows_gone: int = 0
+    rows_copied: int = 0
+    """Of rows_ok, those of a table whose image had a prediction elsewhere in it: they were not decoded."""
     bad_by_code: dict[str, int] = field(default_factory=dict)
     """Of the rows scored here."""
     bad_samples: dict[str, str] = field(default_factory=dict)
@@ -130,6 +132,9 @@ class Report:
     """Of the input, as it was listed; None where the run did not come to that."""
     sources_before: int | None = None
     """Of those, the ones that earlier plans claim as they are."""
+    table: dict[str, Any] = field(default_factory=dict)
+    """Of a table: its `version`, `at` which moment, rows as in jobs.plan.table_claims.TableRows, and the same as
+    `lines`."""
     passed_over: list[tuple[str, int, str]] = field(default_factory=list)
     """What lies under the input and is not taken: reason, files, one of them."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -296,6 +301,15 @@ def gone_lines(report: Report) -> list[str]:
     return [f"{said}: {files}" if files else said] if gone else []
 
 
+def table_lines(report: Report) -> list[str]:
+    """Of a table's rows after a run: one line, or none."""
+    if not (table := report.table) or "live" not in table:
+        return []
+    copied = f"{counted(table['live'], 'live row')}; copied from the same image elsewhere: {report.rows_copied:,}"
+    unseen = f"rows no longer seen: {table['deleted']:,} deleted, {table['replaced']:,} in files that are no more"
+    return [f"table at version {table['version']}: {copied}; {unseen}"]
+
+
 def summary(report: Report) -> str:
     """What the run did; of one that did not complete, beside its error."""
     complete, lines = report.outcome == COMPLETED, list[str]()
@@ -314,6 +328,7 @@ def summary(report: Report) -> str:
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
+    lines += table_lines(report)
     counts = accounts(report)
     differ = len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans)
     # Else the headline says it; and reports of earlier releases count nothing but what was scored.

@@ -261,6 +261,8 @@ class Run:
         for line in found.lines():
             self.say(line)
         self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
+        if found.table is not None and (found.table.claim.says or not self.report.table):
+            self.report.table = found.table.figures(found.fresh)
         self.report.passed_over = list(found.listing.passed_over)
         self.report.unreadable = dict(found.unreadable)
         self.report.overlooked = dict(found.overlooked)

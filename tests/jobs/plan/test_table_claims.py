@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobs.ledger.table_files import FileStands, Known, Standing, known_files
-from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.plan.table_claims import TableClaim, TableRows, Why, table_claim, table_rows
 from jobs.tables.state import TableCommit, TableFile, TableState
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -117,6 +118,10 @@ class Scored:
     """How often an image was scored."""
     seen: int = 0
     """The version that was planned last."""
+    lost: set[tuple[str, int]] = field(default_factory=set)
+    """Rows that were claimed and had no prediction, as their file was gone."""
+    told: TableRows = field(default_factory=TableRows)
+    """Of the last night."""
 
     @property
     def known(self) -> dict[str, Known]:
@@ -131,25 +136,33 @@ class Scored:
         version = str(len(self.table.versions) - 1)
         return TableState(version=version, at=NOW, files=files, schema=pa.schema([]), commits=commits)
 
-    def night(self, *, history: bool = True, counted: bool = True) -> TableClaim:
+    def night(self, *, history: bool = True, counted: bool = True, going: Sequence[int] = ()) -> TableClaim:
+        """Of the rows that are claimed those with these numbers are gone when it is their turn."""
         known = self.known
-        claim = table_claim(self.state(history, counted), known)
-        if not claim.says:
-            return claim
+        claim = table_claim(self.state(history, counted), known, {uri for uri, _ in self.lost})
         images = self.table.images
+        rows = {file.uri: without_these(len(images[file.uri]), file.deleted) for file in claim.new}
+        self.told = told = table_rows(claim, known, {uri: len(at) for uri, at in rows.items()})
+        before = sum(file.now.live_rows for file in known.values() if file.now.predicted)
+        assert told.live == len(self.table.live)
+        assert told.live == before - told.deleted - told.replaced + told.returned + sum(told.claimed.values())
+        again = self.lost & {*self.table.rows}
+        if not claim.says and not again:
+            return claim
         copies = {images[uri][at] for uri, at in self.predictions if uri in claim.outdated}
         seen = Counter(images[uri][at] for uri, at in self.visible())
-        rows = {file.uri: without_these(len(images[file.uri]), file.deleted) for file in claim.new}
         rows |= {uri: at.tolist() for uri, at in claim.back.items()}
-        for uri, claimed in rows.items():
-            for at in claimed:
-                assert (uri, at) not in self.predictions, "a row is claimed twice"
-                image = images[uri][at]
-                if image not in copies:
-                    # Readers saw a prediction of it before this night: then there is no reason to score it again.
-                    assert not seen[image], f"{image} is scored again"
-                    self.times[image] += 1
-                self.predictions.add((uri, at))
+        every = [*((uri, at) for uri, claimed in rows.items() for at in claimed), *sorted(again)]
+        left = {row for number, row in enumerate(every) if number in going}
+        self.lost = (self.lost - again) | left
+        for uri, at in (row for row in every if row not in left):
+            assert (uri, at) not in self.predictions, "a row is claimed twice"
+            image = images[uri][at]
+            if image not in copies:
+                # Readers saw a prediction of it before this night: then there is no reason to score it again.
+                assert not seen[image], f"{image} is scored again"
+                self.times[image] += 1
+            self.predictions.add((uri, at))
         new = {file.uri for file in claim.new}
         groups = {uri: (len(images[uri]),) if uri in new else now.group_rows for uri, now in claim.says.items()}
         self.says.append({uri: replace(now, group_rows=groups[uri]) for uri, now in claim.says.items()})
@@ -173,19 +186,28 @@ def without_these(rows: int, deleted: Any) -> list[int]:
 
 
 ROWS = st.lists(st.integers(0, 50), min_size=1, max_size=4)
-STEPS = [*("append", "delete", "update", "overwrite", "drop", "restore", "nothing"), *("compact", "night") * 3, "late"]
+STEPS = [
+    *("append", "delete", "update", "overwrite", "drop", "restore", "nothing", "late"),
+    *("compact", "night") * 3,
+    *("gone",) * 2,
+]
 
 
 @settings(max_examples=500, deadline=None)
 @example([("night", [0]), ("compact", [0]), ("delete", [0]), ("compact", [0])], False)
 @example([("night", [0]), ("compact", [0]), ("night", [0]), ("delete", [0]), ("late", [0])], False)
 @example([("night", [0]), ("delete", [0]), ("night", [0]), ("restore", [1])], True)
+@example([("gone", [0]), ("compact", [0])], False)
+@example([("append", [0]), ("compact", [0]), ("gone", [0]), ("compact", [0]), ("night", [0])], False)
+@example([("gone", [0]), ("compact", [0]), ("gone", [0]), ("delete", [0]), ("restore", [1])], True)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), ROWS), max_size=25), st.booleans())
 def test_readers_see_the_live_rows_once_whatever_the_table_goes_through(steps: list[Any], counted: bool) -> None:
     table = Table()
     scored = Scored(table)
     for step, pick in [("append", [1, 2, 3, 4]), *steps]:
-        if step in ("night", "late"):  # late: the history does not go back to the night before
+        if step == "gone":  # some of what this night claims is not there when it is its turn
+            scored.night(counted=counted, going=pick)
+        elif step in ("night", "late"):  # late: the history does not go back to the night before
             scored.night(history=step == "night", counted=counted)
             scored.check()
         else:
@@ -202,31 +224,44 @@ def a_night_after(*steps: tuple[str, list[int]]) -> tuple[Scored, TableClaim]:
     scored.table.append([0])
     scored.night()
     for step, pick in steps:
-        getattr(scored.table, step)(pick)
+        if step == "night":
+            scored.night()
+        else:
+            getattr(scored.table, step)(pick)
     return scored, scored.night()
 
 
+def told(live: int, claimed: dict[Why, int] | None = None, **rows: int) -> TableRows:
+    return TableRows(live=live, claimed=claimed or {}, **rows)
+
+
 @pytest.mark.parametrize(
-    ("steps", "new", "scored_again", "stand"),
+    ("steps", "new", "scored_again", "stand", "told"),
     [
-        ([("append", [])], 1, 1, {Standing.LIVE: 1}),
-        ([("nothing", [])], 0, 0, {}),
-        ([("delete", [1])], 0, 0, {Standing.LIVE: 1}),
-        ([("compact", [0, 4])], 0, 0, {Standing.KEPT: 2, Standing.CARRIED: 2}),
-        ([("drop", [0])], 0, 0, {Standing.OUT: 1}),
-        ([("update", [1])], 1, 1, {Standing.LIVE: 1, Standing.OUT: 1}),
-        ([("overwrite", [])], 1, 0, {Standing.LIVE: 1, Standing.OUT: 2}),
-        ([("drop", [0]), ("restore", [2])], 0, 0, {}),
-        ([("append", []), ("compact", [0, 6])], 2, 1, {Standing.LIVE: 2, Standing.OUT: 1}),
-        ([("compact", [0, 4]), ("delete", [1])], 2, 0, {Standing.LIVE: 2, Standing.OUT: 2}),
+        ([("append", [])], 1, 1, {Standing.LIVE: 1}, told(7, {Why.ADDED: 1})),
+        ([("nothing", [])], 0, 0, {}, told(6)),
+        ([("delete", [1])], 0, 0, {Standing.LIVE: 1}, told(5, deleted=1)),
+        ([("compact", [0, 4])], 0, 0, {Standing.KEPT: 2, Standing.CARRIED: 2}, told(6, carried=6)),
+        ([("drop", [0])], 0, 0, {Standing.OUT: 1}, told(3, replaced=3)),
+        ([("update", [1])], 1, 1, {Standing.LIVE: 1, Standing.OUT: 1}, told(6, {Why.REWRITTEN: 3}, replaced=3)),
+        ([("overwrite", [])], 1, 0, {Standing.LIVE: 1, Standing.OUT: 2}, told(6, {Why.REWRITTEN: 6}, replaced=6)),
+        ([("drop", [0]), ("restore", [2])], 0, 0, {}, told(6)),
+        ([("append", []), ("compact", [0, 6])], 2, 1, {Standing.LIVE: 2, Standing.OUT: 1},
+         told(7, {Why.COMPACTED: 4}, replaced=3)),
+        ([("compact", [0, 4]), ("delete", [1])], 2, 0, {Standing.LIVE: 2, Standing.OUT: 2},
+         told(5, {Why.COMPACTED: 5}, replaced=6)),
+        ([("compact", [0, 4]), ("night", []), ("delete", [1])], 2, 0, {Standing.LIVE: 2, Standing.OUT: 2},
+         told(5, {Why.TOUCHED: 5}, replaced=6)),
+        ([("delete", [1]), ("night", []), ("restore", [2])], 0, 0, {Standing.LIVE: 1}, told(6, returned=1)),
     ],
 )  # fmt: skip
 def test_what_a_night_claims_after_a_commit(
-    steps: list[Any], new: int, scored_again: int, stand: dict[Standing, int]
+    steps: list[Any], new: int, scored_again: int, stand: dict[Standing, int], told: TableRows
 ) -> None:
     scored, claim = a_night_after(*steps)
     assert (len(claim.new), sum(scored.times.values()) - 6) == (new, scored_again)
     assert Counter(now.standing for now in claim.says.values()) == stand
+    assert scored.told == told
     scored.check()
 
 
@@ -250,3 +285,24 @@ def test_a_file_that_comes_back_beside_its_copy_is_scored_twice_as_the_table_has
     claim = table_claim(scored.state(history=True), scored.known)
     assert {file.uri for file in claim.new} == scored.table.files.keys() - before.keys()
     assert all(claim.says[uri].standing is Standing.LIVE for uri in before)
+
+
+def test_a_night_says_why_it_reads_rows_that_had_predictions() -> None:
+    scored = Scored(Table())
+    scored.table.append([0])
+    scored.table.delete([0])
+    scored.night()
+    scored.table.restore([1])  # the row that was deleted before the first night
+    scored.night()
+    assert scored.told == told(3, {Why.BACK: 1})
+    scored.table.overwrite([])
+    scored.night(history=False)
+    assert scored.told == told(3, {Why.UNTOLD: 3}, replaced=3)
+    assert scored.told.copied == 3
+    scored.table.compact([0])
+    scored.night()
+    scored.lost = {next(iter(scored.predictions & {(uri, 0) for uri, at in scored.visible() if at == 0}))}
+    scored.predictions -= scored.lost
+    scored.night()
+    assert scored.told == told(3, {Why.TOUCHED: 3}, replaced=3)
+    scored.check()
