@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
@@ -21,6 +21,7 @@ from jobs.plan.job import Job, absolute
 from jobs.plan.table_claims import TableClaim, TableRows, table_claim, table_rows
 from jobs.spec.days import filled
 from jobs.tables import delta, iceberg, lance
+from jobs.tables.pins import pin, pin_name, unpin
 from jobs.tables.state import TableFile, TableState
 from workers.contract import AS_OF, MOST_COPIED, Shard, Slice, TableOf
 from workers.counted import counted
@@ -99,6 +100,10 @@ class TableFound:
             files=says,
         )
 
+    def pin(self, root: str) -> None:
+        """Hold the version for the plan that is next in this root. Raises SpecError."""
+        pin(self.format, self.url, pin_name(root, len(self.plans) + 1, self.state.version), self.state.version)
+
     @cached_property
     def copies(self) -> Sequence[Shard]:
         """Those with predictions that are put out of date: of rows that may be in other files now."""
@@ -134,6 +139,17 @@ class TableFound:
                 f"{rows.replaced:,} in files that were replaced or removed"
             )
         return [f"{table}: {counted(rows.live, 'live row')}", *lines]
+
+
+def unpin_done(job: Job, plans: Sequence[Plan], done: Collection[int]) -> None:
+    """Remove tags of plans that are done, and of such as were not claimed. Raises StoreError."""
+    root, given = job.ledger.root, job.spec.input
+    needed = {
+        pin_name(root, plan.number, plan.table.of.version)
+        for plan in plans
+        if plan.table is not None and plan.number not in done
+    }
+    unpin(given.format, absolute(given.uris[0]), root, len(plans), needed)
 
 
 def source_of(file: TableFile) -> Source:

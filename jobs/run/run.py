@@ -30,6 +30,7 @@ from jobs.pages.save import save_card, save_report, save_spec
 from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
+from jobs.plan.tables import unpin_done
 from jobs.plan.worker_width import describe_width
 from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
@@ -283,6 +284,8 @@ class Run:
             claimed = found.content(plans)
             return claimed
 
+        if self.job.spec.input.pin and found.table is not None and found.fresh_rows:
+            found.table.pin(self.job.ledger.root)
         plan = self.job.ledger.claim(content, self.job.book)
         if plan is not None and claimed is not None:
             self._claimed = plan.number
@@ -322,6 +325,11 @@ class Run:
             self._score(plans, left)
         given_up = {one.plan.number for one in self._tally.over}  # which may be whole all the same
         self._finish([plan for plan in plans if plan.number not in given_up or self.job.ledger.whole(plan)])
+        if self.job.spec.input.pin:
+            try:  # whichever run has done a plan; where it fails, the next run's
+                unpin_done(self.job, self._plans, self._done | self.job.ledger.done_numbers())
+            except StoreError as error:
+                self.say(f"warning: {error}")
 
     def _ensure_bundle(self, opened: Callable[[], Sequence[Opened]]) -> BundleOutcome:
         self._progress.enter("bundle")

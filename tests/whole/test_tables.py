@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg import catalog
 
 from jobs.cli import main
 from jobs.ledger.ledger import Ledger
 from jobs.reader import done
 from jobs.run.run import Run
 from tests.jobs.tables.delta_tables import DeltaMaker
-from tests.jobs.tables.iceberg_tables import IcebergMaker, data_files
+from tests.jobs.tables.iceberg_tables import FolderCatalog, IcebergMaker, data_files
 from tests.support.digits_job import Digits
 from workers.score.predictor import Predictor
 from workers.storage.access import object_store_url, storage_options
@@ -138,6 +140,10 @@ class Iceberg:
     def restore(self, version: str) -> None:
         self._made.rollback(version)
 
+    def tags(self) -> list[str]:
+        table = self._made.table.refresh()
+        return [name for name, ref in table.metadata.refs.items() if ref.snapshot_ref_type.value == "tag"]
+
     def vacuum(self) -> None:
         self._made.expire()
         live = {one["file_path"].rpartition("/")[2] for one in data_files(self._made.table, (0, 1, 2))}
@@ -178,6 +184,9 @@ class Lance:
     def restore(self, version: str) -> None:
         self._table(int(version)).restore()
 
+    def tags(self) -> list[str]:
+        return [*self._table().tags.list()]
+
     def vacuum(self) -> None:
         self._table().cleanup_old_versions(timedelta(0), delete_unverified=True)
 
@@ -207,7 +216,12 @@ class Nights:
         self, table: Table, digits: Digits, out: str, write_spec: WriteSpec, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         form = type(table).__name__.lower()
-        self.given = {"uri": table.url, "format": form, "keys": ["id", {"truth": "label"}], "shard_rows": 25}
+        self.given: dict[str, Any] = {
+            "uri": table.url,
+            "format": form,
+            "keys": ["id", {"truth": "label"}],
+            "shard_rows": 25,
+        }
         gate, limits = {"rows": 16, "min_agreement": 0.0}, {"gone_rows": 1.0}
         self.spec = write_spec(digits.spec(out, input=self.given, gate=gate, limits=limits))
         self._out, self._patch = out, monkeypatch
@@ -427,3 +441,47 @@ def test_what_somebody_compacts_and_cleans_away_between_plan_and_scoring_is_scor
         assert nights.night([*live.values()]) == len([row for row in fresh if row[0] not in dead])
     assert nights.night([*live.values()]) == 0
     assert nights.told == told(len(live))
+
+
+@pytest.mark.parametrize("format", [Iceberg, Lance])
+def test_a_version_is_tagged_while_a_plan_needs_it(
+    format: Format,
+    rows: Rows,
+    digits: Digits,
+    tmp_path: Path,
+    write_spec: WriteSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = format(tmp_path)
+    table.append(rows[:20])
+    nights = Nights(table, digits, f"{tmp_path}/out", write_spec, monkeypatch)
+    nights.given["pin"] = True
+    if isinstance(table, Iceberg):
+        write_spec(digits.spec(tmp_path / "out", input=nights.given, gate={"rows": 16, "min_agreement": 0.0}))
+        assert main(["run", nights.spec, "--pool=local"]) == 2
+        assert "name the table as iceberg://" in capsys.readouterr().err
+        assert not [*tmp_path.glob("out/model=*/_stint/plans/*")]
+        nights.given["uri"] = "iceberg://folder/shop.products"
+        made = partial(FolderCatalog, warehouse=str(tmp_path / "iceberg"))
+        monkeypatch.setattr(catalog, "load_catalog", lambda name, **properties: made(name, **properties))
+    write_spec(digits.spec(tmp_path / "out", input=nights.given, gate={"rows": 16, "min_agreement": 0.0}))
+    tags: list[list[str]] = []
+
+    def look(*, dies: bool = False) -> None:
+        tags.append(table.tags())
+        if dies:
+            raise Killed
+
+    nights.before(STEPS["score"], partial(look, dies=True))
+    with pytest.raises(Killed):
+        main(["run", nights.spec, "--pool=local"])
+    first = table.version()
+    table.append(rows[20:30])
+    nights.before(STEPS["claim"], look)
+    nights.before(STEPS["report"], look)
+    assert nights.night(rows[:30]) == 30
+    one, both, none = ([name.partition("-")[2].partition("-")[2] for name in some] for some in tags)
+    assert one == [f"00000001-{first}"]
+    assert sorted(both) == [f"00000001-{first}", f"00000002-{table.version()}"]
+    assert none == []
