@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,20 +18,27 @@ import jobs.accept
 import jobs.ledger.current
 import jobs.ledger.ledger
 import jobs.plan.discovery
+import jobs.plan.tables
 from jobs.ledger.accepted import Acceptance
 from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import BOOK, Plan, Shards, Source, decode_plan, encode_plan
 from jobs.ledger.superseded import Claim, dead_claims
+from jobs.ledger.table_files import Known
 from jobs.plan.claims import NextClaim
+from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
+from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.plan.tables import TableFound
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
+from jobs.tables.state import TableState
 from tests.model.faults import Fault
 from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
+from tests.model.tables import MADE, of_one
 from workers.contract import Shard
 from workers.storage.store import NotFound, ObjectStore
 
@@ -149,6 +156,26 @@ def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
     return dead_claims(claim._replace(afresh=False) for claim in claims)
 
 
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def claimed_anyway(
+    self: Discovery, table: TableFound, plans: Sequence[Plan], right: Any = Discovery._content_of_table
+) -> Any:
+    """What was found of a table is claimed, whoever has planned meanwhile."""
+    return right(self, table, plans[: len(self.plans)])
+
+
+def carried_though_gone(table: TableState, known: Mapping[str, Known], gone: object) -> TableClaim:
+    """What a compaction took along counts as scored, if it was claimed."""
+    return table_claim(table, known)
+
+
+def of_present_files(self: TableFound) -> list[Source]:
+    """Of files that the table has no more nobody asks whether their rows were gone."""
+    return []
+
+
 # -------------------------------------------------------------------------------------- two attempts
 
 
@@ -202,6 +229,7 @@ TWO_ATTEMPTS = Scenario("a slow worker", A | B, slow=Slow.FIRST)
 TWO_RUNS = Scenario("two runs", A, runs=2)
 ACCEPTED = Scenario("accepted", {}, before={"bad.jpg": BAD}, accept=True)
 ACCEPTED_TWICE = Scenario("accepted twice", {}, runs=2, before={"bad.jpg": BAD}, accept=True)
+COMPACTED = Scenario("a table is compacted and cleaned", MADE, changes=[of_one()], table=True)
 RACES = Bounds(faults=0, preemptions=2)
 ONE_FAULT = Bounds(faults=1)
 ONE_DIES = Bounds(faults=1, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
@@ -246,6 +274,20 @@ MUTANTS = (
         "scored again beside what was there",
         lambda stage: mock.patch.object(jobs.ledger.ledger, "dead_claims", beside_what_was_there),
         Scenario("asked to score again", {}, before=A, again="a.jpg"), Bounds(faults=0), "readers see 2 rows of",
+    ),
+    Mutant(
+        "a table is claimed although another run has planned", method(Discovery, "_content_of_table", claimed_anyway),
+        Scenario("two runs, a table", MADE, runs=2, table=True), RACES, "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "rows that were gone are carried",
+        lambda _: mock.patch.object(jobs.plan.tables, "table_claim", carried_though_gone), COMPACTED, Bounds(faults=0),
+        "readers see 0 rows of an image",
+    ),
+    Mutant(
+        "what was gone of files that are no more is forgotten",
+        lambda _: mock.patch.object(TableFound, "predicted", property(of_present_files)), COMPACTED, Bounds(faults=0),
+        "readers see 0 rows of an image",
     ),
     Mutant(
         "a second result is counted too", method(Backlog, "settle", counted_twice), TWO_ATTEMPTS, Bounds(faults=0),

@@ -95,12 +95,15 @@ class Scenario:
     """Whether readers follow another model's root, because it is the only one."""
     earlier: frozenset[int] = frozenset()
     """Which of the runs are of an earlier release; then the earlier night was, too."""
+    table: bool = False
+    """Whether the input is the table of tests.model.tables."""
     accept: bool = False
     """Whether each run comes after `stint accept` of the first plan, whose files in `before` are bad."""
 
     @property
     def spec(self) -> JobSpec:
         given = {**SPEC["input"], "on_change": self.on_change, "shard_rows": self.shard_rows}
+        given |= {"format": "delta", "image": "image"} if self.table else {}
         return JobSpec.model_validate({**SPEC, "input": given, "workers": {"max": 2 if self.slow else 1}})
 
 

@@ -27,6 +27,7 @@ from tests.model.faults import Fault
 from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import HEADING, Bounds, Figures
+from tests.model.tables import APPEND, DROP, MADE, REWRITE, compaction, of_one
 
 A, B, C = {"a.jpg": b"a"}, {"b.jpg": b"b"}, {"c.jpg": b"c"}
 BAD_FILE = {"bad.jpg": BAD}
@@ -147,6 +148,22 @@ def test_who_accepts_leaves_no_readers_between_two_models_with_every_fault_at_ev
 def test_two_accept_a_plan_with_any_preemption_and_a_write_in_flight(table: list[Figures]) -> None:
     bounds = Bounds(faults=1, preemptions=1, every_call=False, only=IN_FLIGHT)
     explored(table, Scenario("accepted twice", {}, runs=2, before=BAD_FILE, accept=True), bounds)
+
+
+def test_a_table_is_appended_to_compacted_and_cleaned_at_any_time_of_a_run(table: list[Figures]) -> None:
+    scenario = Scenario("one run, a table, appended and compacted", MADE, changes=[APPEND, compaction()], table=True)
+    explored(table, scenario, Bounds(faults=0))
+
+
+@pytest.mark.parametrize("change", [REWRITE, DROP, of_one()], ids=["rewritten", "deleted from", "compacted"])
+def test_a_table_changes_at_any_time_of_two_runs(table: list[Figures], change: Change) -> None:
+    scenario = Scenario("two runs, a table changes", {}, before=MADE, runs=2, changes=[change], table=True)
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
+def test_a_table_is_compacted_while_a_run_dies_at_any_call(table: list[Figures]) -> None:
+    scenario = Scenario("one run that dies, a table compacted", MADE, changes=[of_one()], table=True)
+    explored(table, scenario, Bounds(only=frozenset({Fault.CRASH_BEFORE}), every_call=False))
 
 
 def test_three_runs_at_random(table: list[Figures]) -> None:

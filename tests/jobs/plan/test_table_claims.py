@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jobs.ledger import superseded, table_files
 from jobs.ledger.table_files import FileStands, Known, Standing, known_files
+from jobs.plan import table_claims
 from jobs.plan.table_claims import TableClaim, TableRows, Why, table_claim, table_rows
 from jobs.tables.state import TableCommit, TableFile, TableState
 
@@ -170,12 +176,11 @@ class Scored:
         return claim
 
     def visible(self) -> list[tuple[str, int]]:
-        known = self.known
-        return [
-            (uri, at)
-            for uri, at in sorted(self.predictions)
-            if known[uri].now.standing in (Standing.LIVE, Standing.KEPT) and at not in known[uri].now.deleted
-        ]
+        plans = [SimpleNamespace(number=1, table=SimpleNamespace(files=says), claimed=()) for says in self.says]
+        if plans:  # as if the last one had claimed everything
+            plans[-1].claimed = {(uri, "") for uri, _ in self.predictions}
+        dead: Any = superseded.of_tables(plans)  # type: ignore[arg-type]
+        return [(uri, at) for uri, at in sorted(self.predictions) if not dead.hides(1, uri, "", 0, at)]
 
     def check(self) -> None:
         assert Counter(self.table.images[uri][at] for uri, at in self.visible()) == Counter(self.table.live)
@@ -202,6 +207,10 @@ STEPS = [
 @example([("gone", [0]), ("compact", [0]), ("gone", [0]), ("delete", [0]), ("restore", [1])], True)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), ROWS), max_size=25), st.booleans())
 def test_readers_see_the_live_rows_once_whatever_the_table_goes_through(steps: list[Any], counted: bool) -> None:
+    gone_through(steps, counted)
+
+
+def gone_through(steps: list[Any], counted: bool) -> None:
     table = Table()
     scored = Scored(table)
     for step, pick in [("append", [1, 2, 3, 4]), *steps]:
@@ -216,6 +225,55 @@ def test_readers_see_the_live_rows_once_whatever_the_table_goes_through(steps: l
     scored.check()
     assert not scored.night().says, "a night after which nothing happened has nothing to do"
     assert set(table.live) <= scored.times.keys()
+
+
+MISTAKES = {
+    "a rewrite counts as a compaction": (table_claims, "not commit.data_change and ", ""),
+    "rows without predictions are carried": (table_claims, " and commit.removed <= theirs", ""),
+    "a file that was touched is carried": (table_claims, "commit.removed | commit.changed", "commit.removed"),
+    "a group that was touched is carried": (table_claims, "group.whole = False", "pass"),
+    "a group of which the table has a part": (table_claims, "group.carried <= files.keys() and ", ""),
+    "a group whose first files are back": (table_claims, " and group.kept.isdisjoint(files)", ""),
+    "rows deleted from carried files": (table_claims, "return same and", "return"),
+    "a copy of more rows is carried": (table_claims, "sum(counts) == kept", "True"),
+    "rows that were gone are carried": (table_claims, "group.kept.isdisjoint(gone) and ", ""),
+    "rows that stay deleted are claimed": (table_claims, "without(before.unscored, file.deleted)", "before.unscored"),
+    "rows that are back are not claimed": (table_claims, "back[uri] = rows", "pass"),
+    "a file that is no more stays": (table_claims, "standing=Standing.OUT, deleted", "standing=Standing.LIVE, deleted"),
+    "what is out of date is not told": (table_claims, "frozenset(outdated), why", "frozenset(), why"),
+    "what was scored once is forgotten": (table_files, "common(unscored, now.deleted)", "now.deleted"),
+    "files that are out have predictions": (table_files, "in (Standing.LIVE, Standing.KEPT)", "in tuple(Standing)"),
+    "kept files count as gone": (table_files, "in (Standing.LIVE, Standing.KEPT)", "is Standing.LIVE"),
+    "superseded rows are seen": (superseded, "if uri not in there", "if False"),
+    "deleted rows are seen": (superseded, "now in there.items() if len(now.deleted)", "now in there.items() if False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_any_of_the_rules_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, right, wrong = MISTAKES[name]
+    source = Path(module.__file__ or "").read_text()
+    assert source.count(right) == 1, f"{module.__name__} does not say {right} any more"
+    mistaken = dict(vars(module))
+    exec(compile(source.replace(right, wrong), module.__file__ or "", "exec"), mistaken)
+    for other in (sys.modules[__name__], table_claims, table_files, superseded):
+        for called in ("table_claim", "known_files", "of_tables"):
+            if called in vars(other) and vars(other)[called].__module__ == module.__name__:
+                monkeypatch.setattr(other, called, mistaken[called])
+    if module is table_files:
+        monkeypatch.setattr(FileStands, "predicted", mistaken["FileStands"].predicted)
+    with pytest.raises((AssertionError, KeyError)):
+        everything()
+
+
+def everything() -> None:
+    """The same as above, at random, and what no table goes through by itself."""
+    test_a_copy_that_holds_another_number_of_rows_is_none()
+    test_a_file_that_comes_back_beside_its_copy_is_scored_twice_as_the_table_has_it_twice()
+    chance = random.Random(0)
+    for _ in range(2000):
+        picks = [[chance.randrange(50) for _ in range(chance.randrange(1, 5))] for _ in range(chance.randrange(3, 20))]
+        gone_through([(chance.choice(STEPS), pick) for pick in picks], chance.random() < 0.5)
 
 
 def a_night_after(*steps: tuple[str, list[int]]) -> tuple[Scored, TableClaim]:
