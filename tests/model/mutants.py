@@ -277,17 +277,17 @@ MUTANTS = (
     ),
     Mutant(
         "a table is claimed although another run has planned", method(Discovery, "_content_of_table", claimed_anyway),
-        Scenario("two runs, a table", MADE, runs=2, table=True), RACES, "is scored by plans 1 and 2",
+        Scenario("two runs, a table", MADE, runs=2, table=True), Bounds(faults=0, preemptions=1), "is scored by plans 1 and 2",
     ),
     Mutant(
         "rows that were gone are carried",
         lambda _: mock.patch.object(jobs.plan.tables, "table_claim", carried_though_gone), COMPACTED, Bounds(faults=0),
-        "readers see 0 rows of an image",
+        "rows? of the table, which has",
     ),
     Mutant(
         "what was gone of files that are no more is forgotten",
         lambda _: mock.patch.object(TableFound, "predicted", property(of_present_files)), COMPACTED, Bounds(faults=0),
-        "readers see 0 rows of an image",
+        "rows? of the table, which has",
     ),
     Mutant(
         "a second result is counted too", method(Backlog, "settle", counted_twice), TWO_ATTEMPTS, Bounds(faults=0),

@@ -155,7 +155,14 @@ def test_a_table_is_appended_to_compacted_and_cleaned_at_any_time_of_a_run(table
     explored(table, scenario, Bounds(faults=0))
 
 
-@pytest.mark.parametrize("change", [REWRITE, DROP, of_one()], ids=["rewritten", "deleted from", "compacted"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(REWRITE, id="rewritten"),
+        pytest.param(DROP, id="deleted from", marks=pytest.mark.slow),
+        pytest.param(of_one(), id="compacted", marks=pytest.mark.slow),
+    ],
+)
 def test_a_table_changes_at_any_time_of_two_runs(table: list[Figures], change: Change) -> None:
     scenario = Scenario("two runs, a table changes", {}, before=MADE, runs=2, changes=[change], table=True)
     explored(table, scenario, Bounds(faults=0, preemptions=1))
@@ -237,6 +244,13 @@ def test_two_runs_with_any_two_preemptions_and_any_fault(table: list[Figures], w
 @pytest.mark.timeout(900)
 def test_one_run_with_any_two_faults(table: list[Figures]) -> None:
     explored(table, Scenario("one run, two faults", A), Bounds(faults=2, every_call=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_table_is_appended_to_and_compacted_with_any_fault(table: list[Figures]) -> None:
+    scenario = Scenario("one run, a table, any fault", {}, before=MADE, changes=[APPEND, compaction()], table=True)
+    explored(table, scenario, Bounds(every_call=False))
 
 
 @pytest.mark.slow

@@ -372,7 +372,7 @@ def killed() -> None:
     raise Killed
 
 
-@FORMATS
+@pytest.mark.parametrize("format", [Delta, *(pytest.param(one, marks=pytest.mark.slow) for one in (Iceberg, Lance))])
 def test_readers_see_the_live_rows_once_whatever_a_run_dies_of_and_whoever_runs_beside_it(
     format: Format,
     rows: Rows,
