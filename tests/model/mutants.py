@@ -277,7 +277,8 @@ MUTANTS = (
     ),
     Mutant(
         "a table is claimed although another run has planned", method(Discovery, "_content_of_table", claimed_anyway),
-        Scenario("two runs, a table", MADE, runs=2, table=True), Bounds(faults=0, preemptions=1), "is scored by plans 1 and 2",
+        Scenario("two runs, a table", MADE, runs=2, table=True), Bounds(faults=0, preemptions=1),
+        "is scored by plans 1 and 2",
     ),
     Mutant(
         "rows that were gone are carried",
