@@ -255,7 +255,28 @@ def discover(job: Job, again: str = "") -> Discovery:
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     rescore = job.spec.input.on_change == "rescore"
     now = next_claim(listing.sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
-    opened, unreadable = _opened(job, now.new, plans, None)
+    return _discovered(job, plans, done, listing, lost, failed, now, asked)
+
+
+def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: str) -> Discovery:
+    table = find_table(job, plans)
+    sources, asked = table.sources, Asked()
+    if again:
+        asked, there = asked_for(job, plans, done, again, sources), {*sources}
+        gone = (*asked.gone, *(source.uri for source in asked.sources if source not in there))
+        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there), gone=gone)
+    if not table.is_past:
+        table = replace(table, lost=frozenset(job.ledger.lost(plans, done, [*sources, *table.predicted])))
+    now = _claim_of_table(table, asked.sources)
+    return _discovered(job, plans, done, Listing(sources), table.lost, frozenset(), now, asked, table)
+
+
+def _discovered(
+    job: Job, plans: list[Plan], done: Collection[int], listing: Listing, lost: frozenset[Slice],
+    failed: frozenset[tuple[str, str]], now: NextClaim, asked: Asked, table: TableFound | None = None,
+) -> Discovery:  # fmt: skip
+    """With what is in the new sources."""
+    opened, unreadable = _opened(job, now.new, plans, table)
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)
     return Discovery(
@@ -269,33 +290,6 @@ def discover(job: Job, again: str = "") -> Discovery:
         asked=asked,
         fresh=opened,
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
-    )
-
-
-def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: str) -> Discovery:
-    table = find_table(job, plans)
-    sources, asked = table.sources, Asked()
-    if again:
-        asked, there = asked_for(job, plans, done, again, sources), {*sources}
-        gone = (*asked.gone, *(source.uri for source in asked.sources if source not in there))
-        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there), gone=gone)
-    if not table.is_past:
-        table = replace(table, lost=frozenset(job.ledger.lost(plans, done, [*sources, *table.predicted])))
-    now = _claim_of_table(table, asked.sources)
-    opened, unreadable = _opened(job, now.new, plans, table)
-    if not job.labels_key:
-        _check_labels(opened, job.spec.gate.labels_column)
-    return Discovery(
-        job=job,
-        listing=Listing(sources),
-        plans=plans,
-        open_plans=[plan for plan in plans if plan.number not in done],
-        lost=table.lost,
-        failed=frozenset(),
-        claim=now,
-        asked=asked,
-        fresh=opened,
-        unreadable=named_once({source.uri: reason for source, reason in unreadable.items()}),
         table=table,
     )
 

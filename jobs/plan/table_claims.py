@@ -22,7 +22,7 @@ from jobs.tables.state import TableFile, TableState
 class Why(StrEnum):
     """Why rows are claimed, for a person."""
 
-    ADDED = "new, in files that were added"
+    ADDED = "in files that were added"
     BACK = "back after they were deleted"
     REWRITTEN = "in files written in place of others (UPDATE, MERGE, DELETE, overwrite)"
     COMPACTED = "in compacted files, of rows not all of which had predictions"

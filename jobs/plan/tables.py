@@ -23,7 +23,7 @@ from jobs.spec.days import filled
 from jobs.tables import delta, iceberg, lance
 from jobs.tables.pins import pin, pin_name, unpin
 from jobs.tables.state import TableFile, TableState
-from workers.contract import AS_OF, MOST_COPIED, Shard, Slice, TableOf
+from workers.contract import AS_OF, Shard, Slice, TableOf
 from workers.counted import counted
 from workers.storage.filesystems import OF_TABLE
 
@@ -119,26 +119,20 @@ class TableFound:
         return {**said, **asdict(rows), "copied": rows.copied, "lines": self._lines(rows)}
 
     def _lines(self, rows: TableRows) -> list[str]:
-        at, lines = f"{self.state.at:%Y-%m-%d %H:%M} UTC", list[str]()
+        at = f"{self.state.at:%Y-%m-%d %H:%M} UTC"
         table = f"table {self.url} ({self.format}) at version {self.state.version} of {at}"
         if self.is_past and self.last is not None:
             return [table, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
-        lines += [f"table rows to score: {n:,} {why}" for why, n in rows.claimed.items()]
-        if rows.copied:
-            lines.append(
-                f"of these {min(rows.copied, MOST_COPIED):,} at most are expected to keep their image's prediction: "
-                "the table does not say which, so images are read, and those that had one are not decoded"
-            )
-        if rows.carried:
-            lines.append(f"copied by the table as they were, so not read: {counted(rows.carried, 'row')}")
-        if rows.returned:
-            lines.append(f"back in the table, with predictions: {counted(rows.returned, 'row')}")
-        if rows.deleted or rows.replaced:
-            lines.append(
-                f"no longer seen by readers: {counted(rows.deleted, 'row')} deleted from files that stay, "
-                f"{rows.replaced:,} in files that were replaced or removed"
-            )
-        return [f"{table}: {counted(rows.live, 'live row')}", *lines]
+        counts = {
+            **{f"rows to score, {why}": n for why, n in rows.claimed.items()},
+            "of these expected to keep their image's prediction, so that it is read and not decoded": rows.copied,
+            "copied by the table as they were, so not read": rows.carried,
+            "back in the table, with predictions": rows.returned,
+            "no longer seen by readers, deleted from files that stay": rows.deleted,
+            "no longer seen by readers, in files that were replaced or removed": rows.replaced,
+        }
+        told = [f"{what}: {counted(n, 'row')}" for what, n in counts.items() if n]
+        return [f"{table}: {counted(rows.live, 'live row')}", *told]
 
 
 def unpin_done(job: Job, plans: Sequence[Plan], done: Collection[int]) -> None:

@@ -344,7 +344,7 @@ def test_nights_over_a_table(
     said = capsys.readouterr().out
     assert ": 86 live rows\n" in said
     assert "back in the table, with predictions: 86 rows\n" in said
-    assert "no longer seen by readers: 0 rows deleted from files that stay, 40 in files that were replaced" in said
+    assert "no longer seen by readers, in files that were replaced or removed: 40 rows\n" in said
     assert nights.night([*before.values()]) == 0
     assert nights.told == told(86, replaced=40, returned=86)
     if store:
