@@ -16,7 +16,7 @@ from jobs.pages.charts import Bar, bars, histogram, over_time
 from jobs.pages.page import render
 from jobs.progress.format import NONE, money, number, percent, phase_in_words, seconds, significant
 from jobs.progress.snapshot import ADVICE_LEAST_S, bottleneck
-from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report, table_lines
+from jobs.report.report import Report, accounts, ending, headline, night_figures, redacted_report
 
 CLASSES_SHOWN = 20
 _PHASE_LEAST_S = 0.05
@@ -55,7 +55,6 @@ def report_page(report: Report) -> str:
         headline=headline(report.outcome),
         ending=ending(report),
         accounts=counts,
-        table=table_lines(report),
         passed_over=passed_over_kinds(report.passed_over),
         over_time=over_time,
         histogram=histogram,

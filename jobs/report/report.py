@@ -301,15 +301,6 @@ def gone_lines(report: Report) -> list[str]:
     return [f"{said}: {files}" if files else said] if gone else []
 
 
-def table_lines(report: Report) -> list[str]:
-    """Of a table's rows after a run: one line, or none."""
-    if not (table := report.table) or "live" not in table:
-        return []
-    copied = f"{counted(table['live'], 'live row')}; copied from the same image elsewhere: {report.rows_copied:,}"
-    unseen = f"rows no longer seen: {table['deleted']:,} deleted, {table['replaced']:,} in files that are no more"
-    return [f"table at version {table['version']}: {copied}; {unseen}"]
-
-
 def summary(report: Report) -> str:
     """What the run did; of one that did not complete, beside its error."""
     complete, lines = report.outcome == COMPLETED, list[str]()
@@ -328,7 +319,7 @@ def summary(report: Report) -> str:
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
-    lines += table_lines(report)
+    lines += report.table.get("lines", ())
     counts = accounts(report)
     differ = len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans)
     # Else the headline says it; and reports of earlier releases count nothing but what was scored.

@@ -467,6 +467,10 @@ class Run:
         self._progress.end()
         self.report.phases = self._progress.timeline
         self._journal.close()
+        if told := self.report.table.get("lines"):
+            told.append(
+                f"kept its image's prediction, without being decoded: {counted(self.report.rows_copied, 'row')}"
+            )
         hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         for part in (self._count_rows, self._compose):
             try:

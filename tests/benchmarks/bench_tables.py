@@ -6,7 +6,7 @@
 Of Delta and Iceberg the table holds the very files that are read as plain Parquet; Lance writes its own, with images as
 plain bytes and as blobs. Planning is reading the table's state with the commits of the last night, in a process of its
 own: CPU seconds, and the peak of its memory. The logs are synthetic. Of Iceberg files lie in 100 manifests, as where
-manifests are merged, and of Lance, which writes all fragments with every version, versions are a hundredth.
+manifests are merged; of Lance, which writes all fragments with every version, only the last night's versions are there.
 """
 
 from __future__ import annotations
@@ -161,18 +161,18 @@ def _iceberg_log(folder: Path, files: int, versions: int) -> tuple[str, str]:
 
 
 def _lance_log(table: Path, files: int, versions: int) -> tuple[str, str]:
-    rows, versions = pa.table({"image": pa.array([b"0"] * 10, pa.binary())}), max(2, versions // 100)
+    rows, each = pa.table({"image": pa.array([b"0"] * 10, pa.binary())}), -(-files // versions)
     [fragment] = write_fragments(rows, str(table))
-    data = lance.write_dataset(rows.slice(0, 0), str(table))
-    for numbers in batched(files, -(-files // (versions - 1))):
-        file = fragment.files[0]
+    data = lance.write_dataset(rows.slice(0, 0), str(table), mode="overwrite")
+    nights = batched(files, each)[-NIGHT:]
+    for numbers in (range(nights[0].start), *nights):
         come = []
         for number in numbers:
             named = fragment.to_json()
-            named["id"], named["files"][0]["path"] = 0, f"{number:024d}{file.path[24:]}"
+            named["id"], named["files"][0]["path"] = 0, f"{number:024d}{fragment.files[0].path[24:]}"
             come.append(lance.FragmentMetadata.from_json(json.dumps(named)))
         data = lance.LanceDataset.commit(str(table), lance.LanceOperation.Append(come), read_version=data.version)
-    return str(table), str(max(1, data.version - NIGHT))
+    return str(table), str(data.version - len(nights))
 
 
 if __name__ == "__main__":

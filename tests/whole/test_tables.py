@@ -350,7 +350,9 @@ def test_nights_over_a_table(
     if store:
         return
 
-    assert "86 live rows; copied from the same image elsewhere: 0; rows no longer seen: 0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "back in the table, with predictions: 86 rows\n" in said
+    assert "kept its image's prediction, without being decoded: 0 rows\n" in said
     page = max((tmp_path / "out/_stint/runs").glob("*/report.html")).read_text()
     assert "back in the table, with predictions: 86 rows" in page
     sheet = tmp_path / "rows.html"
