@@ -100,9 +100,10 @@ class TableFound:
             files=says,
         )
 
-    def pin(self, root: str) -> None:
-        """Hold the version for the plan that is next in this root. Raises SpecError."""
-        pin(self.format, self.url, pin_name(root, len(self.plans) + 1, self.state.version), self.state.version)
+    def pin(self, job: Job) -> None:
+        """Hold the version for the plan that is next. Raises SpecError."""
+        name = pin_name(_root(job), len(self.plans) + 1, self.state.version)
+        pin(self.format, self.url, name, self.state.version)
 
     @cached_property
     def copies(self) -> Sequence[Shard]:
@@ -137,13 +138,17 @@ class TableFound:
 
 def unpin_done(job: Job, plans: Sequence[Plan], done: Collection[int]) -> None:
     """Remove tags of plans that are done, and of such as were not claimed. Raises StoreError."""
-    root, given = job.ledger.root, job.spec.input
+    root, given = _root(job), job.spec.input
     needed = {
         pin_name(root, plan.number, plan.table.of.version)
         for plan in plans
         if plan.table is not None and plan.number not in done
     }
     unpin(given.format, absolute(given.uris[0]), root, len(plans), needed)
+
+
+def _root(job: Job) -> str:
+    return f"{job.store.url}/{job.ledger.root}"
 
 
 def source_of(file: TableFile) -> Source:

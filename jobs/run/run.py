@@ -285,7 +285,7 @@ class Run:
             return claimed
 
         if self.job.spec.input.pin and found.table is not None and found.fresh_rows:
-            found.table.pin(self.job.ledger.root)
+            found.table.pin(self.job)
         plan = self.job.ledger.claim(content, self.job.book)
         if plan is not None and claimed is not None:
             self._claimed = plan.number

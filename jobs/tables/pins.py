@@ -1,11 +1,12 @@
 """Tags by which a table keeps a version while a plan needs its files (`input.pin`), by the library of its format.
 
-A tag's name has the model's root, the plan's number, and the version: so it may be made before the plan is claimed,
-by any run and again, and whichever run finds the plan done removes it, with those of runs that were not first.
+A tag's name has a digest of the root's place, the plan's number, and the version: so it may be made before the plan is
+claimed, by any run and again, and whichever run finds the plan done removes it, with those of runs that were not first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection
 from typing import Any
@@ -33,7 +34,7 @@ def pin(format: str, url: str, name: str, version: str) -> None:
 
 def unpin(format: str, url: str, root: str, plans: int, needed: Collection[str]) -> None:
     """Remove tags of the first `plans` of a root, but for those that are `needed`. Raises StoreError."""
-    ours = re.compile(rf"stint-{re.escape(root.rpartition('-')[2])}-(\d{{8}})-.*")
+    ours = re.compile(rf"{_of_root(root)}-(\d{{8}})-.*")
     try:
         table = lance_dataset(url) if format == "lance" else _iceberg(url)
         there = map(ours.fullmatch, table.tags.list() if format == "lance" else table.metadata.refs)
@@ -48,8 +49,12 @@ def unpin(format: str, url: str, root: str, plans: int, needed: Collection[str])
 
 
 def pin_name(root: str, plan: int, version: str) -> str:
-    """Of the tag."""
-    return f"stint-{root.rpartition('-')[2]}-{plan:08d}-{re.sub('[^A-Za-z0-9]', '_', version)}"
+    """Of the tag; `root` is a URL."""
+    return f"{_of_root(root)}-{plan:08d}-{re.sub('[^A-Za-z0-9]', '_', version)}"
+
+
+def _of_root(root: str) -> str:
+    return f"stint-{hashlib.sha256(root.encode()).hexdigest()[:12]}"
 
 
 def _iceberg(url: str) -> Any:

@@ -479,6 +479,9 @@ def test_a_version_is_tagged_while_a_plan_needs_it(
     with pytest.raises(Killed):
         main(["run", nights.spec, "--pool=local"])
     first = table.version()
+    copy = digits.spec(tmp_path / "copy", input=nights.given, gate={"rows": 16, "min_agreement": 0.0})
+    assert main(["run", write_spec(copy), "--pool=local"]) == 0  # which leaves the tags of others
+    write_spec(copy | {"output": {"uri": str(tmp_path / "out"), "topk": 3}})
     table.append(rows[20:30])
     nights.before(STEPS["claim"], look)
     nights.before(STEPS["report"], look)
