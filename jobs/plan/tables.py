@@ -132,8 +132,8 @@ class TableFound:
             "no longer seen by readers, deleted from files that stay": rows.deleted,
             "no longer seen by readers, in files that were replaced or removed": rows.replaced,
         }
-        told = [f"{what}: {counted(n, 'row')}" for what, n in counts.items() if n]
-        return [f"{table}: {counted(rows.live, 'live row')}", *told]
+        lines = [f"{what}: {counted(n, 'row')}" for what, n in counts.items() if n]
+        return [f"{table}: {counted(rows.live, 'live row')}", *lines]
 
 
 def unpin_done(job: Job, plans: Sequence[Plan], done: Collection[int]) -> None:

@@ -467,8 +467,8 @@ class Run:
         self._progress.end()
         self.report.phases = self._progress.timeline
         self._journal.close()
-        if told := self.report.table.get("lines"):
-            told.append(
+        if lines := self.report.table.get("lines"):
+            lines.append(
                 f"kept its image's prediction, without being decoded: {counted(self.report.rows_copied, 'row')}"
             )
         hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon

@@ -2,28 +2,37 @@
 
     python -m tests.benchmarks.bench_tables score --arch mobilenet_v2 --rows 16000
     python -m tests.benchmarks.bench_tables plan --files 100000 --versions 10000
+    python -m tests.benchmarks.bench_tables lance --rows 4000 --image-kb 100
 
 Of Delta and Iceberg the table holds the very files that are read as plain Parquet; Lance writes its own, with images as
 plain bytes and as blobs. Planning is reading the table's state with the commits of the last night, in a process of its
 own: CPU seconds, and the peak of its memory. The logs are synthetic. Of Iceberg files lie in 100 manifests, as where
 manifests are merged; of Lance, which writes all fragments with every version, only the last night's versions are there.
+
+`lance` is a worker's reading alone, of every kind of Lance's files and of the same rows in Parquet, in turns: encoded
+images and a key are read in slices of 1024 rows, as shards have them, and dropped, with the malloc that workers have.
+A ratio is Lance's rate by Parquet's, of CPU that of Parquet's seconds by Lance's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -35,26 +44,39 @@ from jobs.plan.tables import _READ
 from tests.benchmarks.arena import ROW_GROUP, STINT, Arena, make_input
 from tests.jobs.tables.delta_tables import added, column, commit, metadata, noted, protocol
 from tests.jobs.tables.iceberg_tables import Table, hand_commit, hand_file, hand_metadata, make_table
-from tests.jobs.tables.lance_tables import BLOB_V1
-from workers.storage.filesystems import read_url
+from tests.jobs.tables.lance_tables import BLOB_V1, KINDS, lance_rows_of
+from workers.contract import InputSpec, Slice
+from workers.host import malloc
+from workers.source.lance_rows import lance_blocks
+from workers.source.parquet import open_parquet, row_group_blocks
+from workers.source.rows import RowBlock
+from workers.source.source_file import opened
+from workers.source.table_view import TableView
+from workers.storage.filesystems import open_filesystem, read_url
 
 MANIFESTS = 100
+SLICE_ROWS = 1024
+HOW = InputSpec(image="image", keys=("id",))
 NIGHT = 100
 """Versions since the last plan."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["score", "plan", "read"])
+    parser.add_argument("what", choices=["score", "plan", "lance", "read"])
     parser.add_argument("--arch", default="mobilenet_v2")
     parser.add_argument("--rows", type=int, default=16_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--image-kb", type=int, default=100)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--versions", type=int, default=10_000)
     parser.add_argument("--table", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.what == "read":
         read(*given.table)
+        return
+    if given.what == "lance":
+        lance_rows(given.rows, given.image_kb, given.rounds)
         return
     with tempfile.TemporaryDirectory() as scratch:
         if given.what == "score":
@@ -173,6 +195,61 @@ def _lance_log(table: Path, files: int, versions: int) -> tuple[str, str]:
             come.append(lance.FragmentMetadata.from_json(json.dumps(named)))
         data = lance.LanceDataset.commit(str(table), lance.LanceOperation.Append(come), read_version=data.version)
     return str(table), str(data.version - len(nights))
+
+
+def lance_rows(rows: int, image_kb: int, rounds: int) -> None:
+    """A worker's reading of a Lance table ÷ that of Parquet."""
+    if malloc.VARIABLE not in os.environ:  # which takes effect when a process starts
+        command = [sys.executable, "-m", "tests.benchmarks.bench_tables", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **malloc.variables()})
+    with tempfile.TemporaryDirectory() as folder:
+        readers = _kinds(Path(folder), rows, image_kb * 1000)
+        took: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+        for turn in range(rounds + 1):
+            for name, read_all in readers.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                assert sum(len(block.rows) for block in read_all()) == rows
+                if turn:  # the first one only warms up
+                    took[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    for name, times in took.items():
+        ratios = [[base[at] / own[at] for base, own in zip(took["parquet"], times, strict=True)] for at in (0, 1)]
+        wall, by_cpu = (statistics.median(each) for each in ratios)
+        rate = rows / statistics.median(each[0] for each in times)
+        print(f"{name:10} {rate:9,.0f} rows/s, {wall:.2f} of Parquet's ({min(ratios[0]):.2f}-{max(ratios[0]):.2f}), "
+              f"{by_cpu:.2f} by CPU")  # fmt: skip
+
+
+def _kinds(folder: Path, rows: int, image_bytes: int) -> dict[str, Callable[[], Iterator[RowBlock]]]:
+    """The same rows in every kind of file, and how each is read."""
+    sizes = np.random.default_rng(1).integers(image_bytes // 2, image_bytes * 3 // 2, rows)
+    images = [np.random.default_rng(n).bytes(int(size)) for n, size in enumerate(sizes)]
+    given = [(n, image, 0) for n, image in enumerate(images)]
+    pq.write_table(lance_rows_of(given), folder / "a.parquet", row_group_size=SLICE_ROWS, compression="none")
+    readers: dict[str, Callable[[], Iterator[RowBlock]]] = {
+        "parquet": partial(_parquet_rows, str(folder / "a.parquet"))
+    }
+    for kind, (field, version) in KINDS.items():
+        url = str(folder / kind.replace(" ", "-"))
+        lance.write_dataset(lance_rows_of(given, field), url, data_storage_version=version)
+        uri = f"{url}/data/{lance.dataset(url).get_fragments()[0].data_files()[0].path}"
+        readers[kind] = partial(_lance_rows, url, uri, rows)
+    return readers
+
+
+def _parquet_rows(path: str) -> Iterator[RowBlock]:
+    with opened(*open_filesystem(path)) as file:
+        whole = open_parquet(file)
+        for group in range(whole.num_row_groups):
+            rows = whole.metadata.row_group(group).num_rows
+            part = Slice(uri=path, size=0, version="", row_group=group, row_start=0, row_stop=rows)
+            yield from row_group_blocks(file, whole, TableView(whole.schema_arrow), 0, part, HOW)
+
+
+def _lance_rows(url: str, uri: str, rows: int) -> Iterator[RowBlock]:
+    for start in range(0, rows, SLICE_ROWS):
+        stop = min(start + SLICE_ROWS, rows)
+        part = Slice(uri=uri, size=0, version="", row_group=0, row_start=start, row_stop=stop)
+        yield from lance_blocks(url, "1", 0, part, HOW)
 
 
 if __name__ == "__main__":
