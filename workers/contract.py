@@ -281,6 +281,9 @@ class InputSpec:
     version: str | None = None
     """Of a table: the one to score, as a number, the id of a snapshot, a tag; or `{as_of}`, the last one before the end
     of that day in `schedule.timezone`. Default: the newest."""
+    pin: bool = False
+    """Of a table in `lance`, or in `iceberg` by a catalog: tag the version of a plan until that is done, so that no
+    clean-up takes its files away."""
     image: str = ""
     """Column with the image: bytes of any kind, struct<bytes, path>, or a URI as text; `sample.image` is a field of a
     struct. Default: `image`. For `webdataset` file extensions in order of preference, separated by `;`. Not used for

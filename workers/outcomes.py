@@ -128,6 +128,8 @@ class ShardResult:
     """Rows by score, in bins of workers.output."""
     labelled: tuple[int, int] = (0, 0)
     """Of these rows, those with a true class among the keys, and those predicted so."""
+    rows_copied: int = 0
+    """Of a table, those whose prediction is that of the same image elsewhere in it: they were not decoded."""
 
 
 class FailureKind(enum.StrEnum):

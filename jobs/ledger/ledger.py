@@ -50,7 +50,7 @@ from jobs.ledger.plans import (
     to_bytes,
 )
 from jobs.ledger.presence import Bits, PlanListing, Present
-from jobs.ledger.superseded import Claim, OutOfDate, counted_plans, dead_claims, disputed, of_tables
+from jobs.ledger.superseded import Claim, OutOfDate, counted_plans, dead_claims, disputed, less_rows, of_tables
 from workers.contract import Shard, Slice, parse_shard_key, shard_key
 from workers.outcomes import Failure, Rows, WorkerInfo
 from workers.output import ObjectFacts, object_facts
@@ -146,8 +146,8 @@ class Ledger:
         """Slices of plans that have no rows, because their source was gone when they were to be scored.
 
         Only of URIs that are among `present`: what became of other files costs nothing. Slices that an open plan has
-        yet to score count when their source is not as claimed among `present`. A slice that a later plan claims again
-        is that plan's, and so are all of a source that it claims afresh.
+        yet to score count when their source is not as claimed among `present`. Rows that a later plan claims again
+        are that plan's, and so are all of a source that it claims afresh.
         """
         closed = [plan.number for plan in plans if plan.number in done]
         with_gaps = dict(zip(closed, ahead(self._with_gaps, closed, "done"), strict=True))
@@ -160,7 +160,7 @@ class Ledger:
             again = {(piece.uri, piece.version) for piece in lost}
             if again:
                 claimed_again = plan.shards_reading(again)
-                lost.difference_update(piece for shard in claimed_again for piece in shard.slices)
+                lost = less_rows(lost, [piece for shard in claimed_again for piece in shard.slices])
             if (now := versions.get(plan)) is None:
                 continue
             if plan.number in done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, claims_of
-from jobs.ledger.table_files import FileStands, Standing, known_files
+from jobs.ledger.table_files import FileStands, known_files
+from workers.contract import Slice
 
 SOURCE_COLUMNS = ("source_uri", "source_version")
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
@@ -65,6 +66,13 @@ class OutOfDate:
             live[here] = ~np.isin(begins[group[here]] + row[here], stands[number].deleted)
         return rows.filter(pa.array(live))
 
+    def live_rows(self, piece: Slice) -> int:
+        """Of a slice, rows that are not deleted from the table."""
+        if (file := self.deleted.get(piece.uri)) is None:
+            return piece.rows
+        ends = sum(file.group_rows[: piece.row_group]) + np.array([piece.row_start, piece.row_stop])
+        return piece.rows - int(np.diff(np.searchsorted(file.deleted, ends))[0])
+
     def hides(self, plan: int, uri: str, version: str, row_group: int, row: int) -> bool:
         """Whether readers do not see a plan's prediction of this row."""
         file = self.deleted.get(uri)
@@ -86,7 +94,7 @@ def counted_plans(plans: Sequence[Plan], done: Collection[int]) -> list[Plan]:
 def of_tables(plans: Sequence[Plan]) -> OutOfDate:
     """What these plans, all of which count, say of a table's files."""
     known = known_files(plan.table.files for plan in plans if plan.table is not None)
-    there = {uri: file.now for uri, file in known.items() if file.now.standing in (Standing.LIVE, Standing.KEPT)}
+    there = {uri: file.now for uri, file in known.items() if file.now.predicted}
     claims = (
         (plan.number, uri, version)
         for plan in plans
@@ -149,3 +157,24 @@ def dead_claims(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
             if claim.whole or not live.get(claim.uri, (together, False))[1]:
                 live[claim.uri] = together, claim.whole
     return dead | {claim[:3] for claim, together in counted if live[claim.uri][0] != together}
+
+
+def less_rows(some: Iterable[Slice], others: Iterable[Slice]) -> set[Slice]:
+    """Slices less the rows of others. Those of a table are claimed again without rows that were deleted meanwhile."""
+
+    def place(piece: Slice) -> tuple[str, str, int]:
+        return piece.uri, piece.version, piece.row_group
+
+    taken = defaultdict[tuple[str, str, int], list[Slice]](list)
+    for piece in sorted(others, key=lambda one: one.row_start):
+        taken[place(piece)].append(piece)
+    left = set[Slice]()
+    for piece in some:
+        for one in taken.get(place(piece), ()):
+            if piece.row_start < one.row_stop and one.row_start < piece.row_stop:
+                if piece.row_start < one.row_start:
+                    left.add(replace(piece, row_stop=one.row_start))
+                piece = replace(piece, row_start=one.row_stop)
+        if piece.rows > 0:
+            left.add(piece)
+    return left

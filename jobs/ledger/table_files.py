@@ -47,9 +47,14 @@ class FileStands:
     """Rows of each row group, of a file with predictions: readers see row groups and rows in them, not positions."""
 
     @property
+    def predicted(self) -> bool:
+        """Whether readers see predictions of it."""
+        return self.standing in (Standing.LIVE, Standing.KEPT)
+
+    @property
     def live_rows(self) -> int:
         """Of a file with predictions."""
-        return sum(self.group_rows) - len(self.deleted)
+        return sum(self.group_rows) - len(self.deleted) if self.group_rows else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def report_page(report: Report) -> str:
     sections = {
         "outcome": True,
         "rows": counts or report.bad_by_code or report.bad_examples or report.unreadable or report.overlooked
-        or report.passed_over
+        or report.passed_over or report.table
         or report.changed or report.superseded,
         "throughput": report.throughput.get("rows"),
         "workers": report.workers,

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.ledger.plans import Plan, Source, claims_of, identities, latest_versions
+from jobs.ledger.superseded import OutOfDate, less_rows
 from jobs.progress.format import first_few
 from workers.contract import Slice
 from workers.counted import counted
@@ -159,11 +160,11 @@ def notes(
 
 
 def faults(
-    plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: Sequence[Source]
+    plans: Sequence[Plan], gone: Collection[tuple[int, Slice]], sources: Sequence[Source], dead: OutOfDate
 ) -> dict[str, list[str]]:
     """Rows scored twice, and rows of files that are there now and were not when they were to be scored, by their kind.
 
-    `gone` are the slices that objects list as gone, each with its plan.
+    `gone` are the slices that objects list as gone, each with its plan. Rows that are `dead` need no prediction.
     """
     latest = latest_versions(plans)
     here = {source.uri: source.version for source in sources}
@@ -196,7 +197,8 @@ def faults(
                         f"{name}: row group {piece.row_group} row {following.row_start} is scored by plans "
                         f"{number} and {other}"
                     )
-        rows = sum(piece.rows for piece in {piece for _, piece in slices} - {piece for _, piece in scored})
+        left = less_rows((piece for _, piece in slices), [piece for _, piece in scored])
+        rows = sum(map(dead.live_rows, left))
         if rows and identity[0] in here and latest[identity[0]] == identity[1]:
             found["sources with rows that are yet to be scored"].append(
                 f"{name}: {counted(rows, 'row')} gone when it was their turn, and the file is there in version "

@@ -7,6 +7,7 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 import difflib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -21,10 +22,11 @@ from jobs.input.footers import Opened, open_sources, opened_rows
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.input.passed_over import PassedOver, passed_over_lines
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
+from jobs.ledger.table_files import without
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
-from jobs.plan.tables import TableFound, find_table, slices_of_rows, source_of
+from jobs.plan.tables import TableFound, find_table, rows_of, slices_of_rows, source_of
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering, split_pattern
@@ -176,7 +178,7 @@ class Discovery:
         ]
         lines += missed_lines(self.listing)
         if self.table is not None:
-            lines += self.table.lines()
+            lines += self.table.figures(self.fresh)["lines"]
         if self.claim.kept:
             lines.append(
                 f"changed since they were scored, predictions kept: {some([s.uri for s in self.claim.kept])}; "
@@ -253,7 +255,28 @@ def discover(job: Job, again: str = "") -> Discovery:
     lost = frozenset(job.ledger.lost(plans, done, listing.sources))
     rescore = job.spec.input.on_change == "rescore"
     now = next_claim(listing.sources, plans, lost, failed, rescore=rescore, asked=asked.uris)
-    opened, unreadable = _opened(job, now.new, plans, None)
+    return _discovered(job, plans, done, listing, lost, failed, now, asked)
+
+
+def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: str) -> Discovery:
+    table = find_table(job, plans)
+    sources, asked = table.sources, Asked()
+    if again:
+        asked, there = asked_for(job, plans, done, again, sources), {*sources}
+        gone = (*asked.gone, *(source.uri for source in asked.sources if source not in there))
+        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there), gone=gone)
+    if not table.is_past:
+        table = replace(table, lost=frozenset(job.ledger.lost(plans, done, [*sources, *table.predicted])))
+    now = _claim_of_table(table, asked.sources)
+    return _discovered(job, plans, done, Listing(sources), table.lost, frozenset(), now, asked, table)
+
+
+def _discovered(
+    job: Job, plans: list[Plan], done: Collection[int], listing: Listing, lost: frozenset[Slice],
+    failed: frozenset[tuple[str, str]], now: NextClaim, asked: Asked, table: TableFound | None = None,
+) -> Discovery:  # fmt: skip
+    """With what is in the new sources."""
+    opened, unreadable = _opened(job, now.new, plans, table)
     if not job.labels_key:
         _check_labels(opened, job.spec.gate.labels_column)
     return Discovery(
@@ -267,48 +290,25 @@ def discover(job: Job, again: str = "") -> Discovery:
         asked=asked,
         fresh=opened,
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
-    )
-
-
-def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: str) -> Discovery:
-    table = find_table(job, plans)
-    sources, asked = table.sources, Asked()
-    if again:
-        asked, there = asked_for(job, plans, done, again, sources), {*sources}
-        gone = (*asked.gone, *(source.uri for source in asked.sources if source not in there))
-        asked = replace(asked, sources=tuple(source for source in asked.sources if source in there), gone=gone)
-    lost = frozenset(() if table.is_past else job.ledger.lost(plans, done, sources))
-    now = _claim_of_table(table, lost, asked.sources)
-    opened, unreadable = _opened(job, now.new, plans, table)
-    if not job.labels_key:
-        _check_labels(opened, job.spec.gate.labels_column)
-    return Discovery(
-        job=job,
-        listing=Listing(sources),
-        plans=plans,
-        open_plans=[plan for plan in plans if plan.number not in done],
-        lost=lost,
-        failed=frozenset(),
-        claim=now,
-        asked=asked,
-        fresh=opened,
-        unreadable=named_once({source.uri: reason for source, reason in unreadable.items()}),
         table=table,
     )
 
 
-def _claim_of_table(table: TableFound, lost: Collection[Slice], asked: Collection[Source]) -> NextClaim:
+def _claim_of_table(table: TableFound, asked: Collection[Source]) -> NextClaim:
     """The files and rows to be claimed; those that are `asked` for afresh, as a whole."""
     again: dict[Source, tuple[Slice, ...]] = {}
     claim, known, afresh = table.claim, table.known, {source.uri for source in asked}
+    lost = defaultdict[str, list[Slice]](list)
+    for piece in table.lost:
+        lost[piece.uri].append(piece)
     for file in table.state.files:
-        source, pieces = source_of(file), list[Slice]()
         if file.uri in afresh or file.uri not in known:
             continue
-        if (rows := claim.back.get(file.uri)) is not None:
-            pieces += slices_of_rows(source, known[file.uri].now.group_rows, rows)
-        pieces += (piece for piece in lost if (piece.uri, piece.version) == source.identity)
-        if pieces:
+        groups = known[file.uri].now.group_rows
+        parts = [claim.back[file.uri]] if file.uri in claim.back else []
+        parts += (rows_of(piece, groups) for piece in lost.get(file.uri, ()))
+        source, live = source_of(file), (without(rows, file.deleted) for rows in parts)
+        if pieces := [piece for rows in live if len(rows) for piece in slices_of_rows(source, groups, rows)]:
             again[source] = tuple(pieces)
     new = tuple(dict.fromkeys([*(source_of(file) for file in claim.new), *asked]))
     return NextClaim(new, again, {source.uri: source.version for source in asked})

@@ -127,7 +127,8 @@ class Job:
             """What is open, or asked for again, may be of any day."""
             return sorted({place for uri in uris if (place := filled_in(template, uri)) is not None})
 
-        templates = [absolute(template) for template in given.uris]
+        # Where the table of a catalog lies, only that knows.
+        templates = [absolute(template) for template in given.uris if not template.startswith("iceberg://")]
         places = [uri for template in templates for uri in (*filled(template, self.days), *of_other_days(template))]
         folders = [_folder_of(place) for place in dict.fromkeys(places)]
         if given.manifest is not None:

@@ -7,14 +7,27 @@ finds an image of which these or those rows had a prediction copies that.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import numpy as np
 
 from jobs.ledger.table_files import NONE_DELETED, FileStands, Known, Positions, Standing, without
 from jobs.tables.state import TableFile, TableState
+
+
+class Why(StrEnum):
+    """Why rows are claimed, for a person."""
+
+    ADDED = "in files that were added"
+    BACK = "back after they were deleted"
+    REWRITTEN = "in files written in place of others (UPDATE, MERGE, DELETE, overwrite)"
+    COMPACTED = "in compacted files, of rows not all of which had predictions"
+    TOUCHED = "in compacted files that were changed since, or of rows that were gone"
+    UNTOLD = "in files of commits that the table does not tell of any more"
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class TableClaim:
     """By URI, of every file that stands otherwise than the plans say; of `new` ones without their row groups."""
     outdated: frozenset[str] = frozenset()
     """URIs of files of whose predictions some are put out of date: they may be copied."""
+    why: Mapping[str, Why] = field(default_factory=dict)
+    """By URI, of `new` files and `back`."""
 
     def count(self, standing: Standing) -> int:
         """Files that stand so."""
@@ -52,10 +67,11 @@ class _Group:
 _NOT_KNOWN = Known(FileStands(Standing.OUT), None)
 
 
-def table_claim(table: TableState, known: Mapping[str, Known]) -> TableClaim:
-    """What to claim of the table as it is, where plans have said what is `known` of its files."""
+def table_claim(table: TableState, known: Mapping[str, Known], gone: AbstractSet[str] = frozenset()) -> TableClaim:
+    """What to claim of the table as it is, where plans have said what is `known` of its files; some of which were
+    `gone` when it was their turn, so that they have nothing that could be carried."""
     files = {file.uri: file for file in table.files}
-    group_of = {uri: group for group in _groups(table, known, files) for uri in (*group.kept, *group.carried)}
+    group_of = {uri: group for group in _groups(table, known, files, gone) for uri in (*group.kept, *group.carried)}
     new: list[TableFile] = []
     back: dict[str, Positions] = {}
     says: dict[str, FileStands] = {}
@@ -77,7 +93,62 @@ def table_claim(table: TableState, known: Mapping[str, Known]) -> TableClaim:
             says[uri] = replace(before.now, standing=Standing.OUT, deleted=NONE_DELETED, group="")
     says = {uri: now for uri, now in says.items() if uri not in known or not _same(known[uri].now, now)}
     outdated = {uri for uri, now in says.items() if uri in known and _fewer(known[uri], now)}
-    return TableClaim(new, back, says, frozenset(outdated))
+    why = dict.fromkeys(back, Why.BACK) | {file.uri: _why(table, known.get(file.uri), file.uri) for file in new}
+    return TableClaim(new, back, says, frozenset(outdated), why)
+
+
+def _why(table: TableState, before: Known | None, uri: str) -> Why:
+    """Of a new file."""
+    if before is not None:
+        return Why.TOUCHED if before.now.standing is Standing.CARRIED else Why.BACK
+    if table.commits is None:
+        return Why.UNTOLD
+    by = next((commit for commit in reversed(table.commits) if uri in commit.added), None)
+    if by is None or not (by.removed or by.changed):
+        return Why.ADDED
+    return Why.REWRITTEN if by.data_change else Why.COMPACTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRows:
+    """How many rows of a table a plan is about."""
+
+    live: int = 0
+    """What readers saw before, less `deleted` and `replaced`, with those `returned` and `claimed`."""
+    claimed: Mapping[str, int] = field(default_factory=dict)
+    carried: int = 0
+    """Copied by the table in whole files since the plans before: they are not read."""
+    deleted: int = 0
+    """From files that stay."""
+    replaced: int = 0
+    """In files that the table has no more."""
+    returned: int = 0
+    """Out of sight before, with predictions."""
+
+    @property
+    def copied(self) -> int:
+        """Claimed rows that are expected to have had a prediction elsewhere: so many, if no image was new."""
+        again = sum(rows for why, rows in self.claimed.items() if why != Why.ADDED)
+        return min(again, self.deleted + self.replaced)
+
+
+def table_rows(claim: TableClaim, known: Mapping[str, Known], new: Mapping[str, int]) -> TableRows:
+    """What `claim` comes to, with the live rows of `new` files by URI, as far as they can be read."""
+    count, claimed = Counter[str](), defaultdict[str, int](int)
+    for uri, rows in (*new.items(), *((uri, len(at)) for uri, at in claim.back.items())):
+        claimed[str(claim.why[uri])] += rows
+    for uri in known.keys() | claim.says.keys():
+        before = known[uri].now if uri in known else _NOT_KNOWN.now
+        now = claim.says.get(uri, before)
+        rows, was = now.live_rows if now.predicted else 0, before.live_rows if before.predicted else 0
+        gains = len(without(before.deleted, now.deleted)) if rows and was else rows
+        count["deleted" if now.predicted else "replaced"] += was + gains - rows
+        count["returned"] += gains
+        count["live"] += rows
+        count["carried"] += rows if now.standing is Standing.KEPT and uri in claim.says else 0
+    count["live"] += sum(new.values())
+    count["returned"] -= sum(len(at) for at in claim.back.values())
+    return TableRows(claimed=dict(claimed), **count)
 
 
 def _same(one: FileStands, other: FileStands) -> bool:
@@ -91,9 +162,11 @@ def _fewer(file: Known, now: FileStands) -> bool:
     return now.standing is Standing.OUT or len(without(now.deleted, file.now.deleted)) > 0
 
 
-def _groups(table: TableState, known: Mapping[str, Known], files: Mapping[str, TableFile]) -> list[_Group]:
+def _groups(
+    table: TableState, known: Mapping[str, Known], files: Mapping[str, TableFile], gone: AbstractSet[str]
+) -> list[_Group]:
     """Those that plans have said, and what commits have carried since, where the table has the whole group as it is
-    known."""
+    known, and nothing of it was gone."""
     by_name = defaultdict[str, _Group](_Group)
     of_carried: dict[str, _Group] = {}
     for uri, file in known.items():
@@ -117,7 +190,7 @@ def _groups(table: TableState, known: Mapping[str, Known], files: Mapping[str, T
             for group in copied:
                 group.whole = False
         live -= commit.removed | commit.changed
-    return [group for group in {*of_carried.values()} if _is_there(group, known, files)]
+    return [group for group in {*of_carried.values()} if group.kept.isdisjoint(gone) and _is_there(group, known, files)]
 
 
 def _is_there(group: _Group, known: Mapping[str, Known], files: Mapping[str, TableFile]) -> bool:

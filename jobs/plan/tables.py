@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -15,13 +16,14 @@ import numpy as np
 from jobs.errors import SpecError
 from jobs.input.footers import Opened
 from jobs.ledger.plans import Plan, Source
-from jobs.ledger.table_files import Known, Positions, Standing, TablePart, known_files
+from jobs.ledger.table_files import Known, Positions, TablePart, known_files
 from jobs.plan.job import Job, absolute
-from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.plan.table_claims import TableClaim, TableRows, table_claim, table_rows
 from jobs.spec.days import filled
 from jobs.tables import delta, iceberg, lance
+from jobs.tables.pins import pin, pin_name, unpin
 from jobs.tables.state import TableFile, TableState
-from workers.contract import AS_OF, MOST_COPIED, Shard, Slice, TableOf
+from workers.contract import AS_OF, Shard, Slice, TableOf
 from workers.counted import counted
 from workers.storage.filesystems import OF_TABLE
 
@@ -38,6 +40,8 @@ class TableFound:
     plans: Sequence[Plan]
     pinned: bool
     """Whether the spec says which version: the newest one may be of an earlier moment, as after a rollback."""
+    lost: frozenset[Slice] = frozenset()
+    """Rows of earlier plans, also of files that the table has no more, that were gone when they were to be scored."""
 
     @cached_property
     def last(self) -> TablePart | None:
@@ -55,7 +59,12 @@ class TableFound:
 
     @cached_property
     def claim(self) -> TableClaim:
-        return TableClaim() if self.is_past else table_claim(self.state, self.known)
+        return TableClaim() if self.is_past else table_claim(self.state, self.known, {piece.uri for piece in self.lost})
+
+    @property
+    def predicted(self) -> list[Source]:
+        """Files in which readers see rows, whether the table has them still or not."""
+        return [Source(uri, 0, OF_TABLE) for uri, file in self.known.items() if file.now.predicted]
 
     @property
     def sources(self) -> list[Source]:
@@ -91,6 +100,11 @@ class TableFound:
             files=says,
         )
 
+    def pin(self, job: Job) -> None:
+        """Hold the version for the plan that is next. Raises SpecError."""
+        name = pin_name(_root(job), len(self.plans) + 1, self.state.version)
+        pin(self.format, self.url, name, self.state.version)
+
     @cached_property
     def copies(self) -> Sequence[Shard]:
         """Those with predictions that are put out of date: of rows that may be in other files now."""
@@ -98,24 +112,43 @@ class TableFound:
         of_files = {(uri, OF_TABLE) for uri in wanted}
         return [shard for plan in self.plans for shard in plan.shards_reading(of_files)] if of_files else []
 
-    def lines(self) -> list[str]:
-        """For a person."""
-        claim, at = self.claim, f"{self.state.at:%Y-%m-%d %H:%M} UTC"
-        lines = [f"table {self.url} ({self.format}) at version {self.state.version} of {at}"]
+    def figures(self, opened: Iterable[Opened]) -> dict[str, Any]:
+        """Its rows, where of new files these could be `opened`, for the report; and for a person, as `lines`."""
+        new = {one.source.uri: one.rows for one in opened if one.source.uri in self.claim.why}
+        rows = table_rows(self.claim, self.known, new)
+        said = {"version": self.state.version, "at": f"{self.state.at:%Y-%m-%d %H:%M} UTC"}
+        return {**said, **asdict(rows), "copied": rows.copied, "lines": self._lines(rows)}
+
+    def _lines(self, rows: TableRows) -> list[str]:
+        at = f"{self.state.at:%Y-%m-%d %H:%M} UTC"
+        table = f"table {self.url} ({self.format}) at version {self.state.version} of {at}"
         if self.is_past and self.last is not None:
-            return [*lines, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
-        if carried := claim.count(Standing.CARRIED):
-            lines.append(f"copied by the table as they were, so not scored again: {counted(carried, 'file')}")
-        if gone := claim.count(Standing.OUT):
-            lines.append(f"files that the table has replaced or removed: {gone:,}; readers no longer see their rows")
-        if self.copies:
-            lines.append(
-                "the table does not say which rows of the files that it rewrote are new: their images are read, and "
-                "those that were scored before keep their predictions"
-            )
-        if (rows := sum(shard.rows for shard in self.copies)) > MOST_COPIED:
-            lines[-1] += f", but of {rows:,} of these only the latest {MOST_COPIED:,} are looked up"
-        return lines
+            return [table, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
+        counts = {
+            **{f"rows to score, {why}": n for why, n in rows.claimed.items()},
+            "of these expected to keep their image's prediction, so that it is read and not decoded": rows.copied,
+            "copied by the table as they were, so not read": rows.carried,
+            "back in the table, with predictions": rows.returned,
+            "no longer seen by readers, deleted from files that stay": rows.deleted,
+            "no longer seen by readers, in files that were replaced or removed": rows.replaced,
+        }
+        lines = [f"{what}: {counted(n, 'row')}" for what, n in counts.items() if n]
+        return [f"{table}: {counted(rows.live, 'live row')}", *lines]
+
+
+def unpin_done(job: Job, plans: Sequence[Plan], done: Collection[int]) -> None:
+    """Remove tags of plans that are done, and of such as were not claimed. Raises StoreError."""
+    root, given = _root(job), job.spec.input
+    needed = {
+        pin_name(root, plan.number, plan.table.of.version)
+        for plan in plans
+        if plan.table is not None and plan.number not in done
+    }
+    unpin(given.format, absolute(given.uris[0]), root, len(plans), needed)
+
+
+def _root(job: Job) -> str:
+    return f"{job.store.url}/{job.ledger.root}"
 
 
 def source_of(file: TableFile) -> Source:
@@ -155,6 +188,11 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
     if last is not None and last.id != state.id:
         state = replace(state, commits=None)
     return TableFound(url, given.format, state, plans, given.version is not None)
+
+
+def rows_of(piece: Slice, group_rows: Sequence[int]) -> Positions:
+    """Of a slice, by their positions in its file."""
+    return sum(group_rows[: piece.row_group]) + np.arange(piece.row_start, piece.row_stop)
 
 
 def slices_of_rows(source: Source, group_rows: Sequence[int], rows: Positions) -> list[Slice]:

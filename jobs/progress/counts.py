@@ -21,6 +21,7 @@ class Counts:
     rows_ok: int = 0
     rows_bad: int = 0
     rows_gone: int = 0
+    rows_copied: int = 0
     rows_elsewhere: int = 0
     """Of `shards_elsewhere`."""
     bad_by_code: Counter[str] = field(default_factory=Counter)
@@ -73,6 +74,7 @@ class Counts:
         self.rows_ok += result.rows_ok
         self.rows_bad += result.rows_bad
         self.rows_gone += result.rows_gone
+        self.rows_copied += result.rows_copied
         if result.rows_bad:
             self.bad_by_code.update(result.bad_by_code)
             self.bad_samples = samples_of(self.bad_samples, result.bad_samples)

@@ -29,6 +29,7 @@ from jobs.ledger.done import NOTE_KEY, DoneRecord, DoneShard, done_shard
 from jobs.ledger.ledger import Ledger, parse_crash_key
 from jobs.ledger.plans import Plan
 from jobs.ledger.superseded import OutOfDate, counted_plans
+from jobs.ledger.table_files import known_files
 from jobs.plan import claims
 from jobs.plan.command_line import for_each_day
 from jobs.plan.discovery import list_job_input, members_passed_over, missed_lines
@@ -165,9 +166,17 @@ def verify(job: Job) -> Verdict:
         record = _done_record(ledger, plan, verdict) if plan.number in done else Named(np.full(len(plan.shards), -1))
         seen = dead if plan in closed else None
         gone += ((plan.number, piece) for piece in _check_plan(ledger, plan, record, job.spec.input, verdict, seen))
-    if not job.spec.input.is_table:  # whose files come and go
+    if job.spec.input.is_table:
+        files = known_files(plan.table.files for plan in closed if plan.table is not None).values()
+        live = sum(file.now.live_rows for file in files if file.now.predicted)
+        if verdict.seen.scored != live:
+            wrong = (
+                f"readers see {counted(verdict.seen.scored, 'row')} of the table, which has {live:,}: run the job again"
+            )
+            verdict.found["rows of the table that readers see otherwise"].append(wrong)
+    else:  # files of a table come and go
         verdict.notes += claims.notes(plans, listing.sources, gone, rescore=rescore)
-    verdict.add(claims.faults(plans, gone, listing.sources))
+    verdict.add(claims.faults(plans, gone, listing.sources, dead))
     for number in sorted(done - {plan.number for plan in plans}):
         verdict.found["done records without a plan"].append(f"done record {number} belongs to no plan")
     _check_strays(ledger, plans, verdict)

@@ -95,6 +95,8 @@ class Report:
     rows_ok: int = 0
     rows_bad: int = 0
     rows_gone: int = 0
+    rows_copied: int = 0
+    """Of rows_ok, those of a table whose image had a prediction elsewhere in it: they were not decoded."""
     bad_by_code: dict[str, int] = field(default_factory=dict)
     """Of the rows scored here."""
     bad_samples: dict[str, str] = field(default_factory=dict)
@@ -130,6 +132,9 @@ class Report:
     """Of the input, as it was listed; None where the run did not come to that."""
     sources_before: int | None = None
     """Of those, the ones that earlier plans claim as they are."""
+    table: dict[str, Any] = field(default_factory=dict)
+    """Of a table: its `version`, `at` which moment, rows as in jobs.plan.table_claims.TableRows, and the same as
+    `lines`."""
     passed_over: list[tuple[str, int, str]] = field(default_factory=list)
     """What lies under the input and is not taken: reason, files, one of them."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -141,7 +146,7 @@ class Report:
     """Sources scored again, because their content changed or because of `again`."""
     gone: list[str] = field(default_factory=list)
     """Sources with rows that were gone when it was their turn, of the plans that this run completed."""
-    table: str = ""
+    output_table: str = ""
     """What became of the output table, for a person."""
     again: str = ""
     """What a person had scored again, see jobs.plan.asked."""
@@ -303,7 +308,7 @@ def summary(report: Report) -> str:
     complete, lines = report.outcome == COMPLETED, list[str]()
     if complete and not report.plans:
         nothing = f"complete: nothing new to score in {report.job} ({report.output}){looked_at(report)}"
-        return "\n".join(filter(None, [nothing, report.table]))
+        return "\n".join(filter(None, [nothing, report.output_table]))
     if complete:
         lines.append(
             f"complete: {replace(report.completed, gone=0).describe()}, "
@@ -317,6 +322,7 @@ def summary(report: Report) -> str:
         if report.cost is not None:
             a_million = money(cost_per_million(report.cost, report.rows_scored_here))
             lines[-1] += f", cost {money(report.cost)} ({a_million} a million)"
+    lines += report.table.get("lines", ())
     counts = accounts(report)
     differ = len({rows for _, rows in counts}) > 1 or any(left.why for left in report.of_plans)
     # Else the headline says it; and reports of earlier releases count nothing but what was scored.
@@ -344,7 +350,7 @@ def summary(report: Report) -> str:
             lines[-1] += f"; on the gate's rows {gate['top1']:.2%}, fp32 {gate['top1_fp32']:.2%}"
     lines += [f"DRIFT: {flag}" for flag in report.drift.get("flags", ())]
     lines += [f"predictions: {report.output}/{report.root}/"] if complete or report.data_set_plans else []
-    lines += [report.table] if report.table else []
+    lines += [report.output_table] if report.output_table else []
     lines.append(f"report: {report.output}/_stint/runs/{report.run_id}/report.html")
     return "\n".join(lines)
 

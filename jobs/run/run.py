@@ -30,6 +30,7 @@ from jobs.pages.save import save_card, save_report, save_spec
 from jobs.plan.command_line import for_each_day, last_job_of
 from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
+from jobs.plan.tables import unpin_done
 from jobs.plan.worker_width import describe_width
 from jobs.pool.connect import connect, in_cluster
 from jobs.pool.contract import Cluster
@@ -222,7 +223,7 @@ class Run:
         """The error of a table that could not be brought up is told last: what the night scored is safe."""
         self._progress.enter("finishing", "table")
         try:
-            self.report.table = sync_table(self.job)
+            self.report.output_table = sync_table(self.job)
         except StintError as error:
             return error
         return None
@@ -273,6 +274,8 @@ class Run:
         for line in found.lines():
             self.say(line)
         self.report.sources, self.report.sources_before = len(found.sources), found.claimed_before
+        if found.table is not None and (found.table.claim.says or not self.report.table):
+            self.report.table = found.table.figures(found.fresh)
         self.report.passed_over = list(found.listing.passed_over)
         self.report.unreadable = dict(found.unreadable)
         self.report.overlooked = dict(found.overlooked)
@@ -293,6 +296,8 @@ class Run:
             claimed = found.content(plans)
             return claimed
 
+        if self.job.spec.input.pin and found.table is not None and found.fresh_rows:
+            found.table.pin(self.job)
         plan = self.job.ledger.claim(content, self.job.book)
         if plan is not None and claimed is not None:
             self._claimed = plan.number
@@ -332,6 +337,11 @@ class Run:
             self._score(plans, left)
         given_up = {one.plan.number for one in self._tally.over}  # which may be whole all the same
         self._finish([plan for plan in plans if plan.number not in given_up or self.job.ledger.whole(plan)])
+        if self.job.spec.input.pin:
+            try:  # whichever run has done a plan; where it fails, the next run's
+                unpin_done(self.job, self._plans, self._done | self.job.ledger.done_numbers())
+            except StoreError as error:
+                self.say(f"warning: {error}")
 
     def _ensure_bundle(self, opened: Callable[[], Sequence[Opened]]) -> BundleOutcome:
         self._progress.enter("bundle")
@@ -469,6 +479,10 @@ class Run:
         self._progress.end()
         self.report.phases = self._progress.timeline
         self._journal.close()
+        if lines := self.report.table.get("lines"):
+            lines.append(
+                f"kept its image's prediction, without being decoded: {counted(self.report.rows_copied, 'row')}"
+            )
         hurry = self.report.outcome == Interrupted.__name__  # whoever sent SIGTERM may send SIGKILL soon
         for part in (self._count_rows, self._compose):
             try:

@@ -23,8 +23,8 @@ STARTS_KEPT = 20
 TRACEBACK_KEPT = 2000
 """Characters, of the end."""
 _AS_COUNTED = (
-    "rows_ok", "rows_bad", "rows_gone", "bad_samples", "bytes_read", "peak_rss_bytes", "speculative_attempts",
-    "speculative_wins", "failed_starts",
+    "rows_ok", "rows_bad", "rows_gone", "rows_copied", "bad_samples", "bytes_read", "peak_rss_bytes",
+    "speculative_attempts", "speculative_wins", "failed_starts",
 )  # fmt: skip
 """Fields that the report has under the same names."""
 

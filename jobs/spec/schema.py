@@ -158,6 +158,13 @@ def _faults_of_input(given: InputSpec) -> Iterator[str]:
         yield "input.days: a table is looked at as a whole; take it out"
     if given.version is not None and not given.is_table:
         yield f"input.version: it is for tables (delta, iceberg, lance), and the format is {given.format}"
+    if given.pin and given.format == "delta":
+        yield (
+            "input.pin: Delta has no tags; have the table keep what it replaces for longer than a plan is open: "
+            "`delta.deletedFileRetentionDuration` (a week by default), and no VACUUM that retains less"
+        )
+    elif given.pin and not given.is_table:
+        yield f"input.pin: it is for tables (iceberg, lance), and the format is {given.format}"
     if given.format != "webdataset" and given.sample_key != "first_dot":
         yield f"input.sample_key: it is for format: webdataset, and the format is {given.format}"
     pairs = [pair for key in given.keys for pair in ({key: key} if isinstance(key, str) else key).items()]

@@ -65,6 +65,8 @@ class Arena:
     spec: Path
     cores: tuple[int, ...]
     shard_rows: int | str = "auto"
+    format: str = "parquet"
+    """Of the input."""
 
     @classmethod
     def prepare(cls, folder: Path, arch: str, *, others: bool = False, shard_rows: int | str = "auto") -> Arena:
@@ -171,7 +173,7 @@ class Arena:
     def _write_spec(self, file: Path, images: Path | str, output: Path) -> None:
         spec = {
             "name": "bench",
-            "input": {"uri": str(images), "keys": ["id"], "shard_rows": self.shard_rows},
+            "input": {"uri": str(images), "format": self.format, "keys": ["id"], "shard_rows": self.shard_rows},
             "model": {
                 "arch": f"torchvision/{self.arch}",
                 "weights": str(self.spec.parent / "weights.safetensors"),

@@ -165,8 +165,9 @@ class ModelFs(AbstractFileSystem):  # type: ignore[misc]
         return found
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        """Names of what lies directly in a folder."""
-        assert not detail, "details of a folder are asked for nowhere"
+        """What lies directly in a folder: names, or, where there are no folders in it, with details."""
         base = self._strip_protocol(path).rstrip("/") + "/"
         found: dict[str, Any] = ModelFs.call(Op("list", base))
+        if detail:
+            return list(found.values())
         return sorted({base + name.removeprefix(base).partition("/")[0] for name in found})

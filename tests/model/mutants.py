@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ import jobs.accept
 import jobs.ledger.current
 import jobs.ledger.ledger
 import jobs.plan.discovery
+import jobs.plan.tables
 import jobs.table
 import jobs.tables.sync
 from jobs.ledger.accepted import Acceptance
@@ -25,12 +26,17 @@ from jobs.ledger.done import DoneRecord, done_shard
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import BOOK, Plan, Shards, Source, decode_plan, encode_plan
 from jobs.ledger.superseded import Claim, dead_claims
+from jobs.ledger.table_files import Known
 from jobs.plan.claims import NextClaim
+from jobs.plan.discovery import Discovery
 from jobs.plan.job import Job
+from jobs.plan.table_claims import TableClaim, table_claim
+from jobs.plan.tables import TableFound
 from jobs.run.backlog import Backlog
 from jobs.run.failed_attempts import FailedAttempts
 from jobs.run.run import Run
 from jobs.tables import target
+from jobs.tables.state import TableState
 from jobs.tables.sync import Moves
 from jobs.tables.target import Copy
 from tests.model.faults import Fault
@@ -38,6 +44,7 @@ from tests.model.model_table import FOLDER, ModelTable
 from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Scenario, Stage
 from tests.model.search import Bounds
+from tests.model.tables import MADE, of_one
 from workers.contract import Shard
 from workers.storage.store import NotFound, ObjectStore
 
@@ -155,6 +162,26 @@ def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
     return dead_claims(claim._replace(afresh=False) for claim in claims)
 
 
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def claimed_anyway(
+    self: Discovery, table: TableFound, plans: Sequence[Plan], right: Any = Discovery._content_of_table
+) -> Any:
+    """What was found of a table is claimed, whoever has planned meanwhile."""
+    return right(self, table, plans[: len(self.plans)])
+
+
+def carried_though_gone(table: TableState, known: Mapping[str, Known], gone: object) -> TableClaim:
+    """What a compaction took along counts as scored, if it was claimed."""
+    return table_claim(table, known)
+
+
+def of_present_files(self: TableFound) -> list[Source]:
+    """Of files that the table has no more nobody asks whether their rows were gone."""
+    return []
+
+
 # -------------------------------------------------------------------------------------- two attempts
 
 
@@ -251,10 +278,11 @@ TWO_ATTEMPTS = Scenario("a slow worker", A | B, slow=Slow.FIRST)
 TWO_RUNS = Scenario("two runs", A, runs=2)
 ACCEPTED = Scenario("accepted", {}, before={"bad.jpg": BAD}, accept=True)
 ACCEPTED_TWICE = Scenario("accepted twice", {}, runs=2, before={"bad.jpg": BAD}, accept=True)
-A_TABLE = Scenario("a table", A, before=B, table=True)
-TABLE_OF_TWO = Scenario("a table of two runs", A, runs=2, before=B, table=True)
-TABLE_AGAIN = Scenario("a table, scored again", {}, before=A | B, again="a.jpg", table=True)
+A_TABLE = Scenario("a table", A, before=B, output_table=True)
+TABLE_OF_TWO = Scenario("a table of two runs", A, runs=2, before=B, output_table=True)
+TABLE_AGAIN = Scenario("a table, scored again", {}, before=A | B, again="a.jpg", output_table=True)
 RACE = Bounds(faults=0, preemptions=1)
+COMPACTED = Scenario("a table is compacted and cleaned", MADE, changes=[of_one()], table=True)
 RACES = Bounds(faults=0, preemptions=2)
 ONE_FAULT = Bounds(faults=1)
 ONE_DIES = Bounds(faults=1, every_call=False, only=frozenset({Fault.WORKER_LOST_BEFORE}))
@@ -299,6 +327,21 @@ MUTANTS = (
         "scored again beside what was there",
         lambda stage: mock.patch.object(jobs.ledger.ledger, "dead_claims", beside_what_was_there),
         Scenario("asked to score again", {}, before=A, again="a.jpg"), Bounds(faults=0), "readers see 2 rows of",
+    ),
+    Mutant(
+        "a table is claimed although another run has planned", method(Discovery, "_content_of_table", claimed_anyway),
+        Scenario("two runs, a table", MADE, runs=2, table=True), Bounds(faults=0, preemptions=1),
+        "is scored by plans 1 and 2",
+    ),
+    Mutant(
+        "rows that were gone are carried",
+        lambda _: mock.patch.object(jobs.plan.tables, "table_claim", carried_though_gone), COMPACTED, Bounds(faults=0),
+        "rows? of the table, which has",
+    ),
+    Mutant(
+        "what was gone of files that are no more is forgotten",
+        lambda _: mock.patch.object(TableFound, "predicted", property(of_present_files)), COMPACTED, Bounds(faults=0),
+        "rows? of the table, which has",
     ),
     Mutant(
         "a second result is counted too", method(Backlog, "settle", counted_twice), TWO_ATTEMPTS, Bounds(faults=0),

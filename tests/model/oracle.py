@@ -22,6 +22,7 @@ from jobs.queries.verify import verify
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.model_table import versions
 from tests.model.scenario import EARLIER_DONE, Stage
+from tests.model.tables import live_images
 
 SHARD = re.compile(rf"{OUT}/model=[^/]*/plan=(\d+)/\d+\.parquet")
 PLAN = re.compile(rf"{OUT}/model=[^/]*/_stint/plans/(\d+)\.(?:stint|parquet)")
@@ -50,6 +51,7 @@ def judge(stage: Stage, *, quiet: bool) -> Judgement:
     except Exception as error:  # noqa: BLE001  (an output that cannot even be verified is a finding, not an error)
         problems.append(f"verify ended with {type(error).__name__}: {error}")
     lost, doubled = _count(bucket)
+    lost = 0 if stage.scenario.table else lost  # whose files come and go
     if not quiet:
         return Judgement(tuple(problems), 0, doubled)
     if lost and not problems:
@@ -115,6 +117,10 @@ def _seen(bucket: Bucket, stage: Stage) -> list[str]:
     if {plan.number for plan in plans} - done:
         return []
     dead = ledger.superseded(plans, done).claims
+    if stage.scenario.table:
+        seen, live = Counter(image for *at, image in _hashes(bucket) if (*at,) not in dead), live_images(bucket)
+        differ = [image for image in seen | live if seen[image] != live[image]]
+        return [f"readers see {seen[one]} rows of an image that is {live[one]} times in the table" for one in differ]
     seen = Counter(uri for plan, uri, version, _ in _rows(bucket) if (plan, uri, version) not in dead)
     return [f"readers see {seen[uri]} rows of {uri}" for uri in _files(bucket) if seen[uri] != 1]
 
@@ -122,7 +128,7 @@ def _seen(bucket: Bucket, stage: Stage) -> list[str]:
 def _table(bucket: Bucket, stage: Stage, *, quiet: bool) -> list[str]:
     """Versions of the output table in which a row is twice, or that a file has left, or that show what is not done; and
     whether the last one lacks what readers see."""
-    if not stage.scenario.table:
+    if not stage.scenario.output_table:
         return []
     ledger = stage.job().ledger
     done, problems, before = ledger.done_numbers(), list[str](), set[str]()
@@ -151,6 +157,15 @@ def _rows(bucket: Bucket) -> Iterator[tuple[int, str, str, int]]:
                 continue
             for uri, version, row in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 yield int(found[1]), uri, version, row
+
+
+def _hashes(bucket: Bucket) -> Iterator[tuple[int, str, str, bytes]]:
+    """Plan, URI, version and image of every row of a table."""
+    for path, data in bucket.objects.items():
+        if found := SHARD.fullmatch(path):
+            table = pq.read_table(io.BytesIO(data), columns=["source_uri", "source_version", "image_hash"])
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                yield int(found[1]), *row
 
 
 def _afresh(bucket: Bucket) -> set[tuple[int, str, str]]:

@@ -22,6 +22,7 @@ from workers.failures import classify
 from workers.image.errors import BadImage, ErrorCode
 from workers.outcomes import BundleOutcome, Failure, FailureCode, FailureKind, ShardResult, WorkerInfo
 from workers.output import Scored, encode, object_facts
+from workers.score.copies import image_hash
 from workers.source.shard_reader import ShardReader
 from workers.storage.store import open_store
 
@@ -62,7 +63,10 @@ class ModelWorker:
         read = [(block.slice_index, row) for block in blocks for row in block.rows]
         gone = tuple(sorted(reader.gone))
         bad = tuple(n for n, image in enumerate(image for block in blocks for image in block.images) if image == BAD)
-        data = _encoded(shard, tuple(read), gone, bad, self._world.token().hex)
+        made, hashes = _encoded, ()
+        if shard.table is not None:  # which has no hash that a cache could go by
+            made, hashes = _encoded.__wrapped__, tuple(image_hash(image) for b in blocks for image in b.images)
+        data = made(shard, tuple(read), gone, bad, self._world.token().hex, hashes)
         key = f"{self._spec.root}/{shard.key}"
         committed = self._store.create(key, data)
         facts = _facts(data if committed else self._store.get(key))
@@ -84,7 +88,12 @@ class ModelWorker:
 
 @cache
 def _encoded(
-    shard: Shard, read: tuple[tuple[int, int], ...], gone: tuple[int, ...], bad: tuple[int, ...], token: str
+    shard: Shard,
+    read: tuple[tuple[int, int], ...],
+    gone: tuple[int, ...],
+    bad: tuple[int, ...],
+    token: str,
+    hashes: tuple[bytes | None, ...] = (),
 ) -> bytes:
     """The object of a shard of which these rows, as (slice, row), were read, the `bad` ones without a prediction."""
     rows = len(read)
@@ -94,6 +103,7 @@ def _encoded(
         slice_index=[index for index, _ in read],
         row=[row for _, row in read],
         errors={number: BadImage(ErrorCode.CORRUPT, "no image") for number in bad},
+        hashes=list(hashes),
     )
     metadata = {"plan_token": shard.plan_token, "token": token}
     return encode(

@@ -117,6 +117,8 @@ class Scenario:
     earlier: frozenset[int] = frozenset()
     """Which of the runs are of an earlier release; then the earlier night was, too."""
     table: bool = False
+    """Whether the input is the table of tests.model.tables."""
+    output_table: bool = False
     """Whether the output has a table."""
     accept: bool = False
     """Whether each run comes after `stint accept` of the first plan, whose files in `before` are bad."""
@@ -124,7 +126,8 @@ class Scenario:
     @property
     def spec(self) -> JobSpec:
         given = {**SPEC["input"], "on_change": self.on_change, "shard_rows": self.shard_rows}
-        output = SPEC["output"] | ({"table": {"format": "delta"}} if self.table else {})
+        given |= {"format": "delta", "image": "image"} if self.table else {}
+        output = SPEC["output"] | ({"table": {"format": "delta"}} if self.output_table else {})
         workers = {"max": 2 if self.slow else 1}
         return JobSpec.model_validate({**SPEC, "input": given, "output": output, "workers": workers})
 

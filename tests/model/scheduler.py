@@ -139,7 +139,10 @@ class World:
         fault: Fault | None = self._scheduler.switch()
         actor.pending = None
         actor.calls += 1
-        if op.kind == "list" and op.path.rstrip("/") == self.input_folder:
+        if op.kind == "list" and f"{op.path.rstrip('/')}/" in (
+            f"{self.input_folder}/",
+            f"{self.input_folder}/_delta_log/",
+        ):
             actor.input_seen = self.input_version
         try:
             result = self._perform(actor, op, fault)

@@ -27,6 +27,7 @@ from tests.model.faults import Fault
 from tests.model.pool import BAD, Slow
 from tests.model.scenario import Change, Compaction, Scenario, Stage
 from tests.model.search import HEADING, Bounds, Figures
+from tests.model.tables import APPEND, DROP, MADE, REWRITE, compaction, of_one
 
 A, B, C = {"a.jpg": b"a"}, {"b.jpg": b"b"}, {"c.jpg": b"c"}
 BAD_FILE = {"bad.jpg": BAD}
@@ -152,12 +153,35 @@ def test_two_accept_a_plan_with_any_preemption_and_a_write_in_flight(table: list
 def test_the_output_table_of_a_run_that_dies_or_hears_nothing_at_any_call(table: list[Figures]) -> None:
     """Between the two logs: the done record, the edition, the commit to the table."""
     bounds = Bounds(every_call=False, only=IN_FLIGHT | {Fault.CRASH_BEFORE, Fault.LOST_ACK})
-    explored(table, Scenario("one run, a table", A, before=B, table=True), bounds)
+    explored(table, Scenario("one run, a table", A, before=B, output_table=True), bounds)
 
 
 def test_the_output_table_of_a_file_that_is_scored_again_with_any_preemption(table: list[Figures]) -> None:
-    scenario = Scenario("two runs, a table, again", {}, runs=2, before=A | B, again="a.jpg", table=True)
+    scenario = Scenario("two runs, a table, again", {}, runs=2, before=A | B, again="a.jpg", output_table=True)
     explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
+def test_a_table_is_appended_to_compacted_and_cleaned_at_any_time_of_a_run(table: list[Figures]) -> None:
+    scenario = Scenario("one run, a table, appended and compacted", MADE, changes=[APPEND, compaction()], table=True)
+    explored(table, scenario, Bounds(faults=0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(REWRITE, id="rewritten"),
+        pytest.param(DROP, id="deleted from", marks=pytest.mark.slow),
+        pytest.param(of_one(), id="compacted", marks=pytest.mark.slow),
+    ],
+)
+def test_a_table_changes_at_any_time_of_two_runs(table: list[Figures], change: Change) -> None:
+    scenario = Scenario("two runs, a table changes", {}, before=MADE, runs=2, changes=[change], table=True)
+    explored(table, scenario, Bounds(faults=0, preemptions=1))
+
+
+def test_a_table_is_compacted_while_a_run_dies_at_any_call(table: list[Figures]) -> None:
+    scenario = Scenario("one run that dies, a table compacted", MADE, changes=[of_one()], table=True)
+    explored(table, scenario, Bounds(only=frozenset({Fault.CRASH_BEFORE}), every_call=False))
 
 
 def test_three_runs_at_random(table: list[Figures]) -> None:
@@ -235,6 +259,13 @@ def test_one_run_with_any_two_faults(table: list[Figures]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_table_is_appended_to_and_compacted_with_any_fault(table: list[Figures]) -> None:
+    scenario = Scenario("one run, a table, any fault", {}, before=MADE, changes=[APPEND, compaction()], table=True)
+    explored(table, scenario, Bounds(every_call=False))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_late_file_with_any_fault(table: list[Figures]) -> None:
     scenario = Scenario("one run, a late file, any fault", A, before=B, changes=[LATE_FILE])
     explored(table, scenario, Bounds(every_call=False))
@@ -270,5 +301,5 @@ def test_three_runs_at_random_at_length(table: list[Figures], seed: int) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_output_table_of_two_runs_with_any_preemption_and_a_compaction(table: list[Figures]) -> None:
-    scenario = Scenario("two runs, a table, compacted", A, runs=2, before=B, table=True, changes=[Compaction()])
+    scenario = Scenario("two runs, a table, compacted", A, runs=2, before=B, output_table=True, changes=[Compaction()])
     explored(table, scenario, Bounds(faults=0, preemptions=1))

@@ -137,6 +137,7 @@ def joined(parts: Sequence[Part]) -> Part:
         scored.errors |= {rows + row: bad for row, bad in part.scored.errors.items()}
         scored.keys += part.scored.keys
         scored.hashes += part.scored.hashes
+        scored.copied += part.scored.copied
         scored.bytes_read += part.scored.bytes_read
     gone = {index for part in parts for index in part.gone}
     if gone & set(scored.slice_index):

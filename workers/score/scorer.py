@@ -200,6 +200,7 @@ class Scorer(LoadedArtifact):
             committed=committed,
             rows_ok=facts.rows_ok,
             rows_bad=facts.rows_bad,
+            rows_copied=scored.copied if committed else 0,
             bad_by_code=dict(Counter(str(bad.code) for bad in scored.errors.values())),
             bad_samples=_samples(shard, scored),
             rows_gone=sum(shard.slices[i].rows for i in facts.gone),

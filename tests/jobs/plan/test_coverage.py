@@ -6,9 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+import numpy as np
 import pytest
 
 from jobs.ledger.plans import Content, Plan, Source, decode_plan, encode_plan
+from jobs.ledger.superseded import OutOfDate, less_rows
+from jobs.ledger.table_files import FileStands, Standing
 from jobs.plan import claims
 from tests.support.slices import slices_of
 from workers.contract import Slice
@@ -24,7 +27,7 @@ def plan(number: int, *slices: Slice, supersedes: Mapping[str, str] | None = Non
 
 
 def faults(plans: Sequence[Plan], gone: Sequence[tuple[int, Slice]], sources: Sequence[Source]) -> list[str]:
-    return list(chain.from_iterable(claims.faults(plans, gone, sources).values()))
+    return list(chain.from_iterable(claims.faults(plans, gone, sources, OutOfDate()).values()))
 
 
 A = Source("a", 10, "v1")
@@ -45,6 +48,19 @@ def test_rows_that_two_plans_score_are_named() -> None:
 def test_rows_that_were_gone_and_are_scored_by_a_later_plan_are_as_they_should_be() -> None:
     plans = [plan(1, rows("a", 0, 5), rows("a", 5, 9)), plan(2, rows("a", 5, 9))]
     assert faults(plans, [(1, rows("a", 5, 9))], [A]) == []
+
+
+def test_rows_of_a_table_that_were_gone_need_nothing_once_they_are_deleted() -> None:
+    plans = [plan(1, rows("a", 0, 9)), plan(2, rows("a", 0, 3), rows("a", 5, 8))]
+    gone = [(1, rows("a", 0, 9))]
+    assert len(faults(plans, gone, [A])) == 1
+    stands = FileStands(Standing.LIVE, np.array([3, 4, 8]), group_rows=(9,))
+    assert claims.faults(plans, gone, [A], OutOfDate(deleted={"a": stands})) == {}
+    assert less_rows([rows("a", 0, 9)], [rows("a", 5, 8), rows("a", 0, 3)]) == {
+        rows("a", 3, 5),
+        rows("a", 8, 9),
+    }
+    assert less_rows([rows("a", 2, 4), rows("b", 0, 2)], [rows("a", 0, 9), rows("b", 0, 1)]) == {rows("b", 1, 2)}
 
 
 @pytest.mark.parametrize(("present", "count"), [([A], 1), ([], 0)])

@@ -69,6 +69,11 @@ def raw(**changes: Any) -> dict[str, Any]:
         ({"input__uri": ["data/", ""]}, r"an empty path"),
         ({"input": {"manifest": ""}}, r"an empty path"),
         ({"input__days": 10**9}, r"input.days: a whole number from 1 to 3660 is wanted, got 1000000000"),
+        ({"input__pin": True}, r"input.pin: it is for tables \(iceberg, lance\), and the format is parquet"),
+        (
+            {"input__pin": True, "input__format": "delta"},
+            r"input.pin: Delta has no tags; .*deletedFileRetentionDuration",
+        ),
         ({"input__format": "webdataset", "input__image": "jpg;png", "input__keys": ["JPG"]}, r"'JPG' is the image"),
         ({"input__format": "webdataset", "input__image": ";"}, r"';' names no extension"),
         ({"input__uri": []}, r"exactly one of uri and manifest is wanted"),
