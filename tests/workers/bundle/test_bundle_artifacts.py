@@ -42,7 +42,7 @@ from workers.score import loading
 from workers.score.scorer import Scorer
 from workers.storage.errors import StoreError
 
-pytestmark = pytest.mark.int8
+pytestmark = [pytest.mark.int8, pytest.mark.usefixtures("decodes_here")]
 
 INT8, LOWER, FP32 = f"torch-int8/{isa_class()}", f"torch-int8/{X86_NO_VNNI}", "torch-float/fp32"
 
