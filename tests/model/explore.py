@@ -3,7 +3,7 @@
 Depth first over the decisions of a scheduler: who goes on, what happens to a call, when a write that is in flight
 arrives, when the input changes. Preemptions are bounded, as in Musuvathi and Qadeer, "Iterative context bounding for
 systematic testing of multithreaded programs" (PLDI 2007): most mistakes need no more than two. An execution is cut
-where it reaches a state that another has reached with the same bounds left: all that follows would be the same.
+where it reaches a state that another has reached with as much of the bounds left: all that follows is known from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.model.model_fs import BUNDLES, IN, Op
 from tests.model.oracle import Judgement, judge
 from tests.model.scenario import Stage
 from tests.model.scheduler import Actor, World
-from tests.model.search import Bounds, Choose, Cut, DepthFirst, Figures, Option
+from tests.model.search import Bounds, Choose, Cut, DepthFirst, Figures, Option, State
 from workers.storage.errors import StoreError
 
 MOST_CALLS = 2000
@@ -76,7 +76,7 @@ class Explorer:
         """So many executions with decisions at random, up to the first that ends wrong."""
         chance = random.Random(seed)
 
-        def choose(options: list[Option], state: Callable[[], object]) -> int:
+        def choose(options: list[Option], state: Callable[[], State]) -> int:
             weights = [WEIGHTS[option.kind] / sum(o.kind == option.kind for o in options) for option in options]
             return chance.choices(range(len(options)), weights)[0]
 
@@ -129,8 +129,10 @@ class Explorer:
             else:
                 others = [a for a in runners if a is not current] if left.preemptions and not switched else []
                 options = self._options(world, current, others, left, len(changes))
-            state = (current.name, left.faults, left.preemptions, len(changes), switched)
-            option = options[night.choose(options, lambda state=state: (state, world.signature()))]
+            where, bounds = (current.name, len(changes), switched), (left.faults, left.preemptions)
+            option = options[
+                night.choose(options, lambda where=where, bounds=bounds: ((where, world.signature()), *bounds))
+            ]
             call = f"{current.name} call {current.calls + 1}, {current.pending}"
             match option.kind:
                 case "run":
@@ -174,12 +176,12 @@ class Explorer:
         world, arrived = night.world, True
         while arrived:
             night.story.append("then a run without faults")
-            night.choose([Option("go")], lambda: ("morning", tuple(night.problems), world.signature()))
+            night.choose([Option("go")], lambda: (("morning", tuple(night.problems), world.signature()), 0, 0))
             last, arrived = world.start(f"last {len(world.actors)}", self.stage.body()), False
             while not last.ended:
                 if world.in_flight and self._matters(last.pending, False):
                     options = [Option("go"), *(Option("arrive", index) for index in range(len(world.in_flight)))]
-                    option = options[night.choose(options, lambda: ("last", world.signature()))]
+                    option = options[night.choose(options, lambda: (("last", world.signature()), 0, 0))]
                     if isinstance(option.what, int):
                         write = world.in_flight[option.what]
                         night.story.append(f"before its call {last.calls + 1}, {last.pending}: {write} arrives")

@@ -13,20 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import jobs.accept
-import jobs.ledger.ledger
 import jobs.pages.save
 import jobs.plan.job
 import jobs.report.journal
 import jobs.run.run
 import jobs.tables.editions
 from jobs.errors import BadRowsExceeded, SpecError
-from jobs.ledger.plans import decode_plan
 from jobs.plan.job import Job
 from jobs.progress.displays import Display, display_for
 from jobs.progress.progress import Progress
@@ -37,9 +35,9 @@ from tests.model.earlier import earlier
 from tests.model.model_fs import IN, OUT, Bucket
 from tests.model.model_table import ModelTable, compact
 from tests.model.pool import ModelCluster, Slow
-from tests.model.scheduler import BEGAN, World, taken_over
+from tests.model.remembered import remembered
+from tests.model.scheduler import BEGAN, Stops, World, taken_over
 
-_decode_plan = cache(decode_plan)  # pure, and much of an execution's time
 SPEC: dict[str, Any] = {
     "name": "model",
     "input": {"uri": f"s3://{IN}", "format": "images", "shard_rows": 1},
@@ -140,11 +138,13 @@ class Stage:
         self.spec = scenario.spec
         self.days: Days = today("UTC", BEGAN)
         self.world: World
+        self._stops: Stops = {}
+        self._bodies: dict[tuple[str, bool], Callable[[], None]] = {}
         self._opening = self._made()
 
     def new_world(self) -> World:
         """A world as the scenario has it. There is one at a time."""
-        self.world = World(self._opening.copy(), IN)
+        self.world = World(self._opening.copy(), IN, self._stops)
         return self.world
 
     def body(self, again: str = "", *, of_earlier: bool = False) -> Callable[[], None]:
@@ -159,7 +159,7 @@ class Stage:
                     jobs.accept.accept_plan(accepting, 1, "known", lambda line: None)
             self.run(job, again)
 
-        return run
+        return self._bodies.setdefault((again, of_earlier), run)
 
     def run(self, job: Job, again: str = "") -> None:
         cluster = ModelCluster(self.world, job, self.scenario.slow)
@@ -194,7 +194,7 @@ class Stage:
             stack.enter_context(mock.patch.object(jobs.report.journal, "to_bytes", return_value=b""))
             stack.enter_context(mock.patch.object(jobs.pages.save, "page_of", return_value="a page"))
             stack.enter_context(mock.patch.object(jobs.pages.save, "redacted_values", lambda values: values))
-            stack.enter_context(mock.patch.object(jobs.ledger.ledger, "decode_plan", _decode_plan))
+            stack.enter_context(remembered())
             yield
 
     def _made(self) -> Bucket:

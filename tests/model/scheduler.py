@@ -28,6 +28,8 @@ from greenlet import getcurrent, greenlet
 
 from tests.model.faults import Crash, Fault, WorkerLost, raised
 from tests.model.model_fs import Bucket, ModelFs, Op
+from workers.storage.retries import retrying
+from workers.storage.store import ObjectStore
 
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 """The time of day when every run begins."""
@@ -40,6 +42,24 @@ class Abandoned(BaseException):
     """The execution is not followed any further."""
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Where a run stands after what it was answered: the call that it makes next, or how it ended."""
+
+    op: Op | None
+    by_worker: bool
+    seen: int
+    now_s: float
+    outcome: str
+    error: BaseException | None
+
+
+Stops = dict[tuple[Callable[[], Any], int, int], Stop]
+"""By the code of a run, its number and digest of all that it was answered. It depends on nothing else, so the code is
+executed only where no execution has been before."""
+MOST_STOPS = 200_000
+
+
 @dataclass(eq=False)
 class Actor:
     """One run, as the scheduler sees it."""
@@ -48,14 +68,23 @@ class Actor:
     index: int
     body: Callable[[], Any]
     thread: greenlet | None = None
+    """None as long as all that it does is known from executions before."""
     pending: Op | None = None
     """The call that it is about to make."""
     by_worker: bool = False
     """Whether a worker of the run makes it, rather than the driver."""
+    answers: list[tuple[Op, Any]] = field(default_factory=list)
+    """What it was answered, until its code is executed: a result, or an error to raise."""
+    caught_up: int = 0
+    """How many of these its code has been told again."""
+    history: int = 0
+    """Digest of all that it was answered, wholly."""
     calls: int = 0
     tokens: int = 0
     seen: int = 0
-    """Digest of all that it was answered: with the code, this is its state."""
+    """Digest of all that it was answered, but for faults that the store's code overcame: with the code, its state."""
+    lately: list[int] = field(default_factory=list)
+    """Digests of what it was answered since the attempt began that may yet be repeated."""
     outcome: str = ""
     """Empty while it runs; `complete`, `crashed`, `abandoned`, or the type of the error that ended it."""
     error: BaseException | None = None
@@ -76,6 +105,8 @@ class World:
 
     bucket: Bucket
     input_folder: str
+    stops: Stops = field(default_factory=dict)
+    """Of this and other worlds of the same runs."""
     actors: list[Actor] = field(default_factory=list)
     in_flight: list[Op] = field(default_factory=list)
     input_version: int = 0
@@ -86,14 +117,21 @@ class World:
     def start(self, name: str, body: Callable[[], Any]) -> Actor:
         """Begin a run, up to its first call."""
         actor = Actor(name, len(self.actors), body)
-        actor.thread = greenlet(lambda _: self._live(actor))
         self.actors.append(actor)
-        self._resume(actor)
+        self._go_on(actor)
         return actor
 
     def step(self, actor: Actor, fault: Fault | None = None) -> None:
         """Let the run make the call that it is about to make, with this fault, and go on to the next."""
-        self._resume(actor, Fault.OUTAGE if actor.outage and fault is None else fault)
+        assert not actor.ended, f"{actor.name} has ended"
+        assert actor.pending is not None
+        fault = Fault.OUTAGE if actor.outage and fault is None else fault
+        op, actor.pending = actor.pending, None
+        actor.calls += 1
+        if op.kind == "list" and op.path.rstrip("/").removesuffix("/_delta_log") == self.input_folder:
+            actor.input_seen = self.input_version
+        self._answer(actor, op, lambda: self._perform(actor, op, fault))
+        self._go_on(actor)
 
     def arrive(self, index: int = 0) -> None:
         """A write that was in flight reaches the store, which refuses it where its key is taken."""
@@ -104,10 +142,11 @@ class World:
     def abandon(self) -> None:
         """End every run where it stands."""
         for actor in self.actors:
-            if not actor.ended and actor.thread is not None:
+            if not actor.ended:
                 actor.outcome = ABANDONED
-                self._current = actor
-                actor.thread.throw(Abandoned())
+                if actor.thread is not None:
+                    self._current = actor
+                    actor.thread.throw(Abandoned())
         self._current = None
 
     def running(self) -> list[Actor]:
@@ -133,29 +172,59 @@ class World:
             return self.bucket.apply(op)
         if actor.ended:  # dead already: whatever it tries on its way out has no effect
             raise actor.error or Crash()
-        if not op.explored:
-            return self.bucket.apply(op)
-        actor.pending = op
-        fault: Fault | None = self._scheduler.switch()
-        actor.pending = None
-        actor.calls += 1
-        if op.kind == "list" and f"{op.path.rstrip('/')}/" in (
-            f"{self.input_folder}/",
-            f"{self.input_folder}/_delta_log/",
-        ):
-            actor.input_seen = self.input_version
+        if actor.caught_up == len(actor.answers):
+            actor.pending = op
+            self._scheduler.switch()
+        before, answer = actor.answers[actor.caught_up]
+        assert op == before, f"an execution did not repeat itself: {op}, before {before}"
+        actor.caught_up += 1
+        self._note(actor, op, answer)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _answer(self, actor: Actor, op: Op, perform: Callable[[], Any]) -> None:
+        """Make the call, for the run to be told what came of it when it goes on."""
         try:
-            result = self._perform(actor, op, fault)
-        except Exception as error:
-            self._note(actor, op, type(error).__name__)
-            raise
-        except BaseException as error:
-            self._note(actor, op, type(error).__name__)
-            if not isinstance(error, WorkerLost):
+            answer = perform()
+        except BaseException as error:  # noqa: BLE001  (raised in the run)
+            answer = error
+            if isinstance(error, Crash):
                 actor.error, actor.outcome = error, "crashed"
-            raise
-        self._note(actor, op, tuple(result) if isinstance(result, dict) else result)
-        return result
+        actor.answers.append((op, answer))
+        actor.history = hash((actor.history, op.kind, op.path, _told(answer)))
+
+    def _go_on(self, actor: Actor) -> None:
+        """Up to the next call that is explored, or the end. Other calls are made at once."""
+        while True:
+            if actor.ended and actor.thread is None:
+                return
+            at = (actor.body, actor.index, actor.history)
+            if actor.thread is None and (stop := self.stops.get(at)) is not None:
+                actor.pending, actor.by_worker, actor.seen = stop.op, stop.by_worker, stop.seen
+                actor.now_s, actor.outcome, actor.error = stop.now_s, stop.outcome, stop.error
+            else:
+                self._execute(actor)
+                if actor.outcome != "crashed" and len(self.stops) < MOST_STOPS:
+                    self.stops[at] = Stop(
+                        actor.pending, actor.by_worker, actor.seen, actor.now_s, actor.outcome, actor.error
+                    )
+            op = actor.pending
+            if op is None or op.explored:
+                return
+            actor.pending = None
+            self._answer(actor, op, lambda op=op: self.bucket.apply(op))
+
+    def _execute(self, actor: Actor) -> None:
+        """The run's own code, from its beginning if it is not under way: it is told again what it was answered."""
+        if actor.thread is None:
+            actor.thread = greenlet(lambda: self._live(actor))
+            actor.seen, actor.now_s, actor.by_worker = 0, 0.0, False
+        before, self._current = self._current, actor
+        try:
+            actor.thread.switch()
+        finally:
+            self._current = before
 
     def _perform(self, actor: Actor, op: Op, fault: Fault | None) -> Any:
         if fault is None:
@@ -171,10 +240,52 @@ class World:
                 self.bucket.apply(op)
         raise raised(fault)
 
-    def _note(self, actor: Actor, op: Op, result: object) -> None:
+    def _note(self, actor: Actor, op: Op, answer: object) -> None:
         # What reports say, and when, changes nothing that a run does afterwards; an error may.
-        known = op.counted or isinstance(result, str)
-        actor.seen = hash((actor.seen, op.kind, op.path if op.counted else "", hash(result) if known else 0))
+        known = op.counted or isinstance(answer, BaseException)
+        self._heard(actor, hash((op.kind, op.path if op.counted else "", _told(answer) if known else 0)))
+
+    def _heard(self, actor: Actor, answer: int) -> None:
+        actor.seen = hash((actor.seen, answer))
+        actor.lately.append(answer)
+
+    def until_it_works(self, repeated: Callable[[Callable[[], Any]], Any], action: Callable[[], Any]) -> Any:
+        """`repeated(action)`, which is `action` again until it works, and to the run the same as if it had at once.
+
+        Its caller is told nothing of the attempts before, so that from here on all is as without them. For that the
+        pauses between them take no time of the run's clock either.
+        """
+        if (actor := self._current) is None:
+            return repeated(action)
+        begun, before, now_s = actor.seen, actor.lately, actor.now_s
+
+        def attempt() -> Any:
+            actor.lately = []
+            return action()
+
+        try:
+            result = repeated(attempt)
+        except BaseException:
+            actor.lately = [*before, actor.seen]
+            raise
+        answers, actor.seen, actor.lately, actor.now_s = actor.lately, begun, before, now_s
+        for answer in answers:
+            self._heard(actor, answer)
+        return result
+
+    def created(self, key: str, create: Callable[[], bool]) -> bool:
+        """What `create` tells, which is all that its caller learns of how the object came there, or did not."""
+        if (actor := self._current) is None:
+            return create()
+        begun, before, now_s = actor.seen, actor.lately, actor.now_s
+        try:
+            made = create()
+        except BaseException:
+            actor.lately = [*before, actor.seen]
+            raise
+        actor.seen, actor.lately, actor.now_s = begun, before, now_s
+        self._heard(actor, hash((key if Op("put", key).counted else "", made)))
+        return made
 
     def _live(self, actor: Actor) -> None:
         try:
@@ -186,15 +297,6 @@ class World:
             actor.outcome = ABANDONED
         except Exception as error:  # noqa: BLE001  (how a run ended is what the check looks at)
             actor.error, actor.outcome = error, type(error).__name__
-
-    def _resume(self, actor: Actor, fault: Fault | None = None) -> None:
-        assert actor.thread is not None
-        assert not actor.ended, f"{actor.name} has ended"
-        before, self._current = self._current, actor
-        try:
-            actor.thread.switch(fault)
-        finally:
-            self._current = before
 
     @property
     def current(self) -> Actor:
@@ -218,6 +320,15 @@ class World:
     def first(self, stop: int) -> int:
         """Where a run begins among the shards: each elsewhere, as by chance."""
         return (self._current.index if self._current else 0) % stop
+
+
+def _told(answer: object) -> int:
+    """Digest of what a call gave or raised."""
+    if isinstance(answer, BaseException):
+        return hash(repr(answer))
+    if isinstance(answer, dict):
+        return hash(tuple(a["ETag"] + name if isinstance(a, dict) else a for name, a in answer.items()))
+    return hash(answer)
 
 
 class Inline:
@@ -290,7 +401,21 @@ def taken_over(world: Callable[[], World]) -> Iterator[None]:
         def now(cls, tz: tzinfo) -> datetime:  # type: ignore[override]
             return (BEGAN + timedelta(seconds=now())).astimezone(tz) if here() else datetime.now(tz)
 
-    replaced: dict[Any, Any] = {sleep: passes, monotonic: now, ThreadPoolExecutor: Inline, datetime: TimeOfDay}
+    def until_it_works(action: Callable[[], Any], what: str) -> Any:
+        if not here():
+            return retrying(action, what)
+        return world().until_it_works(lambda attempt: retrying(attempt, what), action)
+
+    create = ObjectStore.create
+
+    def created(self: ObjectStore, key: str, data: bytes) -> bool:
+        if not here():
+            return create(self, key, data)
+        return world().created(f"{self.url}/{key}", lambda: create(self, key, data))
+
+    replaced: dict[Any, Any] = {
+        sleep: passes, monotonic: now, ThreadPoolExecutor: Inline, datetime: TimeOfDay, retrying: until_it_works
+    }  # fmt: skip
     patches = [
         *(
             mock.patch.object(module, name, replaced[value])
@@ -301,6 +426,7 @@ def taken_over(world: Callable[[], World]) -> Iterator[None]:
         mock.patch.object(time, "sleep", passes),
         mock.patch.object(time, "monotonic", now),
         mock.patch.object(uuid, "uuid4", token),
+        mock.patch.object(ObjectStore, "create", created),
         mock.patch.object(random, "randrange", lambda stop: world().first(stop)),
         mock.patch.object(random, "uniform", lambda low, high: high),
         mock.patch.object(random, "random", return_value=0.5),
@@ -309,7 +435,7 @@ def taken_over(world: Callable[[], World]) -> Iterator[None]:
         mock.patch.object(ModelFs, "call", staticmethod(lambda op: world().call(op)), create=True),
     ]
     with ExitStack() as stack:
-        stack.callback(_restore, {passes: sleep, now: monotonic, TimeOfDay: datetime})
+        stack.callback(_restore, {passes: sleep, now: monotonic, TimeOfDay: datetime, until_it_works: retrying})
         for patch in patches:
             stack.enter_context(patch)
         yield

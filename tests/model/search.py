@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -67,27 +67,33 @@ class Figures:
 
 
 HEADING = f"{'scenario':<46} {'calls':>5} {'faults':>7} {'executions':>10} {'states':>6} {'lost':>4} {'doubled':>7}"
-Choose = Callable[[list[Option], Callable[[], object]], int]
+State = tuple[object, int, int]
+"""Where an execution is, and how many faults and preemptions are left to it there."""
+Choose = Callable[[list[Option], Callable[[], State]], int]
 """Takes the options and the state in which they are, and gives the index of one. May raise Cut."""
 
 
 class DepthFirst:
-    """Chooses so that one execution after the other is a new one, until there is none left."""
+    """Chooses so that one execution after the other is a new one, until there is none left.
+
+    Where another has been with at least as much left to it, all that could follow is among what follows there.
+    """
 
     def __init__(self) -> None:
-        self._visited: set[object] = set()
+        self._visited: defaultdict[object, set[tuple[int, int]]] = defaultdict(set)
         self._prefix: list[tuple[int, list[Option]]] = []
         self._trail: list[tuple[int, list[Option]]] = []
 
-    def __call__(self, options: list[Option], state: Callable[[], object]) -> int:
+    def __call__(self, options: list[Option], state: Callable[[], State]) -> int:
         index, at = 0, len(self._trail)
         if at < len(self._prefix):
             index, known = self._prefix[at]
             assert options == known, f"an execution did not repeat itself: {options}, before {known}"
-        elif (now := state()) in self._visited:
-            raise Cut
         else:
-            self._visited.add(now)
+            where, faults, preemptions = state()
+            if any(f >= faults and p >= preemptions for f, p in self._visited[where]):
+                raise Cut
+            self._visited[where].add((faults, preemptions))
         self._trail.append((index, options))
         return index
 

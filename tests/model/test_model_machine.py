@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -21,13 +22,18 @@ FILES = st.sampled_from(["a.jpg", "b.jpg", "c.jpg", "late.jpg"])
 WHICH = st.integers(0, RUNS_AT_ONCE - 1)
 
 
+@cache
+def made_ready() -> Stage:
+    """Once for all nights, which begin alike."""
+    return Stage(Scenario("nights", {"b.jpg": b"b"}, before={"a.jpg": b"a"}, on_change="rescore", shard_rows=2))
+
+
 class Nights(RuleBasedStateMachine):
     """The rules are what the world does to runs; what the runs do is the real code."""
 
     def __init__(self) -> None:
         super().__init__()
-        scenario = Scenario("nights", {"b.jpg": b"b"}, before={"a.jpg": b"a"}, on_change="rescore", shard_rows=2)
-        self.stage = Stage(scenario)
+        self.stage = made_ready()
         self._open = ExitStack()
         self._open.enter_context(self.stage.played())
         self.world = self.stage.new_world()

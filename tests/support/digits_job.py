@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fsspec
 import pyarrow as pa
@@ -23,6 +25,7 @@ from safetensors.numpy import save_file
 from jobs.cli import main
 from jobs.demo import load_digits, write_images
 from tests.weights import stored
+from workers.image.resize import decode_crop
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
@@ -37,6 +40,24 @@ DEAR = {
     "gate__rows": 16,
 }
 """Large crops make each row dear enough to be caught in the middle; nobody looks at what they predict."""
+
+
+def decoding_here() -> AbstractContextManager[object]:
+    """Within it, samples of bundles are decoded in this process, not in one of their own, which takes a second.
+
+    That decoding does no harm there, and gives the same pixels: tests/workers/build/test_careful_bundle.py.
+    """
+
+    class Decoder:
+        decode = staticmethod(decode_crop)
+
+        def __init__(self, memory_bytes: int) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    return mock.patch("workers.build.sample.SampleDecoder", Decoder)
 
 
 @dataclass
@@ -62,7 +83,8 @@ class MadeBundles:
     def _make(self, spec: dict[str, Any]) -> Path:
         file = self.folder / f"{len(self._made)}.yaml"
         file.write_text(yaml.safe_dump(spec))
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with decoding_here(), out, err as said:
             assert main(["quantize", str(file), "--pool=local"]) == 0, said.getvalue()
         return Path(spec["output"]["uri"]) / "_stint/bundles"
 
@@ -136,6 +158,13 @@ def make_digits(folder: Path) -> Digits:
     save_file(stored("photographed"), folder / "digits.safetensors")
     rows = write_images(folder / "images", pictures[half:], labels[half:], seed=1, copies=1)
     return Digits(folder / "images", folder / "digits.safetensors", rows)
+
+
+@pytest.fixture
+def decodes_here() -> Iterator[None]:
+    """For tests of what follows on a sample."""
+    with decoding_here():
+        yield
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ pillow_heif = pytest.importorskip("pillow_heif")
 ROWS = 200
 WriteSpec = Callable[[dict[str, Any]], str]
 
+pytestmark = pytest.mark.usefixtures("decodes_here")
+
 
 def heif_of(jpeg: bytes) -> bytes | None:
     """None for one of those that are damaged."""

@@ -16,6 +16,8 @@ from tests.support.digits_job import Digits
 
 WriteSpec = Callable[[dict[str, Any]], str]
 
+pytestmark = pytest.mark.usefixtures("decodes_here")
+
 
 @pytest.fixture
 def fails(

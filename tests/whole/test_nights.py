@@ -23,6 +23,8 @@ from tests.support.digits_job import Digits
 from tests.whole.nights import ROWS, Nights, WriteSpec, check_figures, without_images
 from workers.storage.filesystems import version_of
 
+pytestmark = pytest.mark.usefixtures("decodes_here")
+
 
 @pytest.fixture(scope="module")
 def digits(quantized_digits: Digits) -> Digits:

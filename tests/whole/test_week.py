@@ -13,6 +13,8 @@ from jobs.cli import main
 from tests.support.digits_job import Digits
 from tests.whole.nights import ROWS, Nights, WriteSpec, check_figures, without_images
 
+pytestmark = pytest.mark.usefixtures("decodes_here")
+
 NET = """
 from week_layers import SURER, Times
 from workers.digits import digits_cnn

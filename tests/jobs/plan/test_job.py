@@ -23,6 +23,8 @@ from workers.image.errors import BadImage
 
 WriteSpec = Callable[[dict[str, Any]], str]
 
+pytestmark = pytest.mark.usefixtures("decodes_here")
+
 
 def run(spec: str, *more: str) -> int:
     return main(["run", spec, "--pool=local", *more])

@@ -69,9 +69,9 @@ def told(driver: subprocess.Popen[str]) -> str:
 
 
 def test_a_run_whose_worker_dies_while_the_gcs_is_frozen_ends_with_code_5_in_time(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec
 ) -> None:
-    with at_work(digits, tmp_path / "out", write_spec) as (head, driver):
+    with at_work(quantized_digits, tmp_path / "out", write_spec) as (head, driver):
         os.kill(gcs(head), signal.SIGSTOP)
         try:
             os.kill(workers(head)[0], signal.SIGKILL)
@@ -87,9 +87,9 @@ def test_a_run_whose_worker_dies_while_the_gcs_is_frozen_ends_with_code_5_in_tim
 
 
 def test_a_run_whose_gcs_is_gone_says_so_and_ends_by_itself(
-    digits: Digits, tmp_path: Path, write_spec: WriteSpec
+    quantized_digits: Digits, tmp_path: Path, write_spec: WriteSpec
 ) -> None:
-    with at_work(digits, tmp_path / "out", write_spec) as (head, driver):
+    with at_work(quantized_digits, tmp_path / "out", write_spec) as (head, driver):
         os.kill(gcs(head), signal.SIGKILL)
         os.kill(workers(head)[0], signal.SIGKILL)
         assert driver.wait(3 * GONE_S) == 1

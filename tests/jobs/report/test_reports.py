@@ -18,7 +18,7 @@ from jobs.plan.job import Job
 from jobs.report import journal
 from jobs.report.bad_examples import with_pictures
 from jobs.spec.load import load_spec
-from tests.support.digits_job import DEAR, PYTHON, ROOT, Digits, predictions, stint
+from tests.support.digits_job import DEAR, PYTHON, ROOT, Digits, predictions
 from tests.support.ray_heads import await_true
 from workers.storage.store import open_store
 
@@ -37,13 +37,13 @@ def ok(table: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def first_night(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def first_night(quantized_digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The output of a run over all digits, and its spec."""
     folder = tmp_path_factory.mktemp("nights")
     (folder / "in").mkdir()
-    for file in digits.images.glob("*.parquet"):
+    for file in quantized_digits.images.glob("*.parquet"):
         (folder / "in" / file.name).write_bytes(file.read_bytes())
-    spec = digits.spec(folder / "out", input__uri=str(folder / "in"), cost__per_cpu_hour=0.034)
+    spec = quantized_digits.spec(folder / "out", input__uri=str(folder / "in"), cost__per_cpu_hour=0.034)
     (folder / "job.yaml").write_text(json.dumps(spec))
     assert main(["run", str(folder / "job.yaml"), "--pool=local"]) == 0
     return folder, spec
@@ -136,8 +136,7 @@ def test_of_a_run_that_was_killed_the_journal_tells_and_the_next_one_finishes_it
     shown = capsys.readouterr().out
     assert run_id in shown
     assert "unfinished" in shown
-    again = stint("run", spec, "--pool=local")
-    assert again.returncode == 0, again.stderr
+    assert main(["run", spec, "--pool=local"]) == 0
     reports = list(out.glob("_stint/runs/*/report.json"))
     assert len(reports) == 1
     finished = json.loads(reports[0].read_text())

@@ -42,7 +42,7 @@ from workers.score import loading
 from workers.score.scorer import Scorer
 from workers.storage.errors import StoreError
 
-pytestmark = pytest.mark.int8
+pytestmark = [pytest.mark.int8, pytest.mark.usefixtures("decodes_here")]
 
 INT8, LOWER, FP32 = f"torch-int8/{isa_class()}", f"torch-int8/{X86_NO_VNNI}", "torch-float/fp32"
 
@@ -73,11 +73,15 @@ class Made:
         return Scorer.load(replace(self.job.worker_spec(None), pin=False, **changes))
 
 
-def _make(digits: Digits, folder: Path, **changes: Any) -> Made:
+def _asked(digits: Digits, folder: Path, **changes: Any) -> tuple[Job, BundleRequest]:
     file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(digits.spec(folder / "out", **changes)))
     job = Job.open(load_spec(str(file), []))
-    request = replace(job.bundle_request(), sample=job.sample(discover(job).fresh), pin=False)
+    return job, replace(job.bundle_request(), sample=job.sample(discover(job).fresh), pin=False)
+
+
+def _make(digits: Digits, folder: Path, **changes: Any) -> Made:
+    job, request = _asked(digits, folder, **changes)
     return Made(job, request, Maker(request).make())
 
 
@@ -159,7 +163,7 @@ def test_an_engine_that_fails_is_left_out_with_the_reason_and_the_others_ship(
 
 
 def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
-    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artifacts, "installed_to_make", lambda: frozenset({"torch-int8", "openvino"}))
 
@@ -167,8 +171,8 @@ def test_after_a_maker_was_lost_no_library_is_tried_that_auto_can_do_without(
         raise AssertionError("it may have been what took the maker down")
 
     monkeypatch.setitem(RUNTIMES, "openvino", (never, RUNTIMES["openvino"][1]))
-    request = replace(make().request, model=replace(make().request.model, engine="auto"), without_extras=True)
-    outcome = Maker(replace(request, fingerprint="another")).make()
+    _, request = _asked(digits, tmp_path, model__engine="auto")
+    outcome = Maker(replace(request, without_extras=True)).make()
     assert isinstance(outcome, BundleOutcome)
     assert {name.partition("/")[0] for name in outcome.artifacts} == {"torch-int8"}
     assert f"openvino/{isa_class()} is left out, because a maker of this bundle was lost" in outcome.table

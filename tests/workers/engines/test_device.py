@@ -154,6 +154,7 @@ def test_a_machine_without_a_gpu_refuses_the_job_before_anything_is_claimed(
 
 
 @no_gpu
+@pytest.mark.usefixtures("decodes_here")
 def test_a_worker_without_a_gpu_says_so(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_worker_without_a_gpu_says_so(
     assert "run workers on GPU nodes" in failure.message
 
 
+@pytest.mark.usefixtures("decodes_here")
 def test_the_same_bundle_runs_in_bf16_on_a_cpu_as_it_would_on_a_gpu(
     digits: Digits, tmp_path: Path, write_spec: Callable[[dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

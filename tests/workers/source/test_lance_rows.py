@@ -227,10 +227,13 @@ def test_another_table_in_the_place_of_one_that_was_open_is_read(tmp_path: Path)
 
 
 @pytest.mark.objectstore
-def test_a_server_that_fails_is_a_fault_of_the_store(behind_proxy: Any, ministack: Any) -> None:
+def test_a_server_that_fails_is_a_fault_of_the_store(
+    behind_proxy: Any, ministack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.objectstore.fault_proxy import internal_error
     from workers.storage.access import storage_options
 
+    monkeypatch.setattr("workers.storage.retries.BACKOFF_S", 0.01)
     proxy, bucket = behind_proxy(ministack)
     url = f"{bucket}/set.lance"
     lance.write_dataset(

@@ -261,6 +261,7 @@ def test_a_fault_of_storage_is_not_blamed_on_the_source(tmp_path: Path, monkeypa
             return super().read(size)
 
     monkeypatch.setattr(LocalFileSystem, "open", lambda self, name, mode, **_: Faulty(name))
+    monkeypatch.setattr("workers.storage.retries.BACKOFF_S", 0.01)
     with pytest.raises(StoreError, match="reset by peer"):
         cells(ShardReader(shard(slices_of(path, (0, 0, 100))), PARQUET))
 
