@@ -21,6 +21,8 @@ from jobs.cli import main
 from jobs.ledger.ledger import Ledger
 from jobs.reader import done
 from jobs.run.run import Run
+from jobs.tables.editions import Editions
+from jobs.tables.folder_catalog import TableFolder
 from tests.jobs.tables.delta_tables import DeltaMaker
 from tests.jobs.tables.iceberg_tables import FolderCatalog, IcebergMaker, data_files
 from tests.support.digits_job import Digits
@@ -209,6 +211,34 @@ def told(live: int, read: int = 0, copied: int = 0, expected: int | None = None,
     } | rows
 
 
+class Shown:
+    """The table of the predictions, by the library of its format."""
+
+    def __init__(self, out: str, form: str) -> None:
+        place = out + {"delta": "", "iceberg": "/_iceberg", "lance": "/_predictions.lance"}[form]
+        self._url, self._form = object_store_url(place), form
+
+    def read(self) -> pa.Table:
+        match self._form:
+            case "delta":
+                return self._opened().to_pyarrow_table()
+            case "iceberg":
+                return TableFolder(self._url).load_table(("table",)).scan().to_arrow()
+            case _:
+                return self._opened().to_table()
+
+    def compact(self) -> None:
+        """By somebody else; pyiceberg cannot."""
+        if self._form == "delta":
+            self._opened().optimize.compact()
+        elif self._form == "lance":
+            self._opened().optimize.compact_files()
+
+    def _opened(self) -> Any:
+        opening = DeltaTable if self._form == "delta" else lance.dataset
+        return opening(self._url, storage_options=storage_options(self._url))
+
+
 class Nights:
     """Runs over a table, each of which is looked at."""
 
@@ -223,7 +253,10 @@ class Nights:
             "shard_rows": 25,
         }
         gate, limits = {"rows": 16, "min_agreement": 0.0}, {"gone_rows": 1.0}
-        self.spec = write_spec(digits.spec(out, input=self.given, gate=gate, limits=limits))
+        self.spec = write_spec(
+            digits.spec(out, input=self.given, gate=gate, limits=limits, output__table={"format": form})
+        )
+        self.shown = Shown(out, form)
         self._out, self._patch = out, monkeypatch
         self._images = 0
         self.told: dict[str, Any] = {}
@@ -242,6 +275,10 @@ class Nights:
         assert main(["run", self.spec, "--pool=local"]) == 0
         decoded = self._images - before
         self.check(live)
+        places = ["source_uri", "row_group", "row", "id", "truth", "label"]
+        seen = done(self._out).table(places).to_pylist()
+        shown = self.shown.read().select(places).to_pylist()
+        assert sorted(map(repr, shown)) == sorted(map(repr, seen))
         fs, path = open_filesystem(self._out)
         report = json.loads(fs.cat_file(max(fs.glob(f"{path}/_stint/runs/*/report.json"))))
         rows = report["table"]
@@ -274,11 +311,13 @@ class Nights:
         self._patch.setattr(owner, name, come_between)
 
 
-Step = tuple[type, str]
+Step = tuple[Any, str]
 STEPS: dict[str, Step] = {
     "claim": (Ledger, "claim"),
     "score": (Run, "_score"),
     "done record": (Ledger, "record_done"),
+    "table": (Run, "_sync_table"),
+    "edition": (Editions, "record"),
     "report": (Run, "_write_report"),
 }
 
@@ -328,6 +367,7 @@ def test_nights_over_a_table(
     rewrites = format is Delta and store  # by deltalake alone there are no deletion vectors
     assert nights.told == (told(94, 94, 94, replaced=96) if rewrites else told(94, deleted=2))
     table.compact()
+    nights.shown.compact()
     assert nights.night([*live.values()]) == 0
     assert nights.told == told(94, carried=0 if rewrites else 94)
     table.update([(1, rows[1][1], 77), (2, rows[200][1], 2)])  # of one the image stays
@@ -459,15 +499,19 @@ def test_a_version_is_tagged_while_a_plan_needs_it(
     table.append(rows[:20])
     nights = Nights(table, digits, f"{tmp_path}/out", write_spec, monkeypatch)
     nights.given["pin"] = True
+    more: dict[str, Any] = {
+        "gate": {"rows": 16, "min_agreement": 0.0},
+        "output__table": {"format": nights.given["format"]},
+    }
     if isinstance(table, Iceberg):
-        write_spec(digits.spec(tmp_path / "out", input=nights.given, gate={"rows": 16, "min_agreement": 0.0}))
+        write_spec(digits.spec(tmp_path / "out", input=nights.given, **more))
         assert main(["run", nights.spec, "--pool=local"]) == 2
         assert "name the table as iceberg://" in capsys.readouterr().err
         assert not [*tmp_path.glob("out/model=*/_stint/plans/*")]
         nights.given["uri"] = "iceberg://folder/shop.products"
         made = partial(FolderCatalog, warehouse=str(tmp_path / "iceberg"))
         monkeypatch.setattr(catalog, "load_catalog", lambda name, **properties: made(name, **properties))
-    write_spec(digits.spec(tmp_path / "out", input=nights.given, gate={"rows": 16, "min_agreement": 0.0}))
+    write_spec(digits.spec(tmp_path / "out", input=nights.given, **more))
     tags: list[list[str]] = []
 
     def look(*, dies: bool = False) -> None:
@@ -479,9 +523,9 @@ def test_a_version_is_tagged_while_a_plan_needs_it(
     with pytest.raises(Killed):
         main(["run", nights.spec, "--pool=local"])
     first = table.version()
-    copy = digits.spec(tmp_path / "copy", input=nights.given, gate={"rows": 16, "min_agreement": 0.0})
+    copy = digits.spec(tmp_path / "copy", input=nights.given, **more)
     assert main(["run", write_spec(copy), "--pool=local"]) == 0  # which leaves the tags of others
-    write_spec(copy | {"output": {"uri": str(tmp_path / "out"), "topk": 3}})
+    write_spec(digits.spec(tmp_path / "out", input=nights.given, **more))
     table.append(rows[20:30])
     nights.before(STEPS["claim"], look)
     nights.before(STEPS["report"], look)
