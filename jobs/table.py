@@ -36,7 +36,7 @@ def sync_table(job: Job) -> str:
     if job.spec.output.table is None:
         return ""
     try:
-        done = sync(job.store, open_table(job), table_uri(job))
+        done = sync(job.store, open_table(job), table_uri(job), job.ledger)
     except (StoreError, StoreDenied) as error:
         raise RunFailed(
             f"output.table: {table_uri(job)}: {error}; predictions are safe, and the table shows what it did before",

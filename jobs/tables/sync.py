@@ -60,8 +60,10 @@ class Synced:
         return f"table {where}: {news}; it shows {counted(self.plans, 'plan')} of {self.root}"
 
 
-def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
-    """Let the table hold what readers see now; None while there is nothing for them to see. `where` is for a person.
+def sync(store: Store, table: OutputTable, where: str, known: Ledger | None = None) -> Synced | None:
+    """Let the table hold what readers see now; None while there is nothing for them to see.
+
+    `where` is for a person; `known` is a ledger of the output that has read plans already.
 
     Raises RunFailed where others keep changing it, SpecError for a table that is not this output's or cannot be
     written, StoreError, StoreDenied.
@@ -78,7 +80,7 @@ def sync(store: Store, table: OutputTable, where: str) -> Synced | None:
             )
         if root is None:
             return None
-        ledger = Ledger(store, root)
+        ledger = known if known is not None and known.root == root else Ledger(store, root)
         wanted, all_of_it = _next_edition(ledger, held)
         if wanted == held:
             return Synced(number, root, len(held.done), rows, changed)
