@@ -6,7 +6,7 @@ Source: "Scan Planning" and "Delete Formats" in https://iceberg.apache.org/spec/
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,13 +45,13 @@ def dead_rows(
     deletes: Sequence[ManifestEntry],
     fields: Mapping[int, pa.Field],
     everywhere: frozenset[int],
-    constants: Mapping[Partition, Mapping[int, object]],
+    constants: Callable[[Partition, Sequence[pa.Field]], Mapping[str, object]],
 ) -> DeadRows:
     """Rows of the `data` files, by path, that the `deletes` took.
 
-    `fields` are the columns that the table has or had, by number, and `constants` what partitions say of them. Equality
-    deletes in partition specs `everywhere` are about files of all partitions. Raises SpecError, NotFound, StoreError,
-    StoreDenied.
+    `fields` are the columns that the table has or had, by number, and `constants` gives what a partition says of some.
+    Equality deletes in partition specs `everywhere` are about files of all partitions. Raises SpecError, NotFound,
+    StoreError, StoreDenied.
     """
     refuse_unreadable(deletes)
     dead: dict[str, list[tuple[Positions, Positions]]] = defaultdict(list)
@@ -67,11 +67,9 @@ def dead_rows(
         parted[one.partition].append(one)
 
     def read(work: tuple[DeletedKeys, ManifestEntry]) -> pa.Table:
-        numbers, one = work[0].numbers, work[1]
-        known = constants.get(one.partition, {})
-        constant = {fields[number].name: known[number] for number in numbers if number in known}
+        columns, one = [fields[number] for number in work[0].numbers], work[1]
         with opened(*files.place(one.path)) as file:
-            return table_columns(file, one.path, [fields[number] for number in numbers], constant)
+            return table_columns(file, one.path, columns, constants(one.partition, columns))
 
     work = [
         (some, one)
