@@ -128,9 +128,7 @@ def _newest(url: str) -> str:
         )
     last = [name for number, name in numbered if number == numbered[-1][0]]
     first = [name for number, name in numbered if number == 0]  # two are of two tables, one after the other
-    kinds = [
-        *{name.startswith("v"): name for _, name in numbered}.values()
-    ]  # a catalog that takes one over counts anew
+    kinds = [*{name.startswith("v"): name for _, name in numbered}.values()]  # a catalog that takes over counts anew
     if rivals := next((some for some in (last, first, kinds) if len(some) > 1), None):
         raise SpecError(
             f"{url}: {rivals[0]} and {rivals[1]} are both there, and only a catalog knows which is the table's now",
@@ -161,15 +159,7 @@ class IcebergTable:
         refuse_unreadable(data.values())
         dead = self.dead(data, deletes)
         schema = self.schema(head, columns)
-        fields = {int(field.metadata[FIELD_ID]): field for field in schema}
-        constants = {
-            partition: {
-                fields[number].name: pa.scalar(value, fields[number].type).as_py()
-                for number, value in known.items()
-                if number in fields
-            }
-            for partition, known in self.constants(data.values()).items()
-        }
+        constants = {one: self.constants(one, schema) for one in {file.partition for file in data.values()}}
         found = [
             TableFile(
                 uri=self._files.uri(path),
@@ -250,31 +240,29 @@ class IcebergTable:
             number: {str(one.transform) for one in spec.fields} for number, spec in self._metadata.specs().items()
         }
         everywhere = frozenset(number for number, some in transforms.items() if some <= {"void"})
-        return dead_rows(self._files, data, deletes, arrow, everywhere, self.constants(data.values()))
+        return dead_rows(self._files, data, deletes, arrow, everywhere, self.constants)
 
-    def constants(self, entries: Iterable[ManifestEntry]) -> dict[Partition, dict[int, Any]]:
-        """By partition and number of a column: what it is in all rows, where the table is parted by its very values."""
-        places = {
-            number: [(at, one.source_id) for at, one in enumerate(spec.fields) if str(one.transform) == "identity"]
-            for number, spec in self._metadata.specs().items()
-        }
+    def constants(self, partition: Partition, columns: Iterable[pa.Field]) -> dict[str, Any]:
+        """What columns of a table are in all rows of a partition, where that is parted by their very values."""
+        number, values = partition
+        parted = zip(self._metadata.specs()[number].fields, values, strict=True)
+        known = {one.source_id: value for one, value in parted if str(one.transform) == "identity"}
         return {
-            (spec, values): {number: getattr(values[at], "bytes", values[at]) for at, number in places[spec]}
-            for spec, values in {one.partition for one in entries}
+            column.name: pa.scalar(getattr(known[at], "bytes", known[at]), column.type).as_py()
+            for column in columns
+            if (at := int(column.metadata[FIELD_ID])) in known
         }
 
     def schema(self, head: int, columns: Sequence[str] = ()) -> pa.Schema:
         """As in TableState, of a snapshot; `columns` as in `read_state`."""
         branches = {ref.snapshot_id for ref in self._metadata.refs.values() if ref.snapshot_ref_type.value == "branch"}
         now = not head or head in branches
-        schema = (
-            None if now else self._metadata.schema_by_id(self._snapshots[head].schema_id)
-        ) or self._metadata.schema()
+        older = None if now else self._metadata.schema_by_id(self._snapshots[head].schema_id)
+        schema = older or self._metadata.schema()
         unread = [one.name for one in schema.fields if not _is_read(one.field_type)]
         if touched := [name for name in unread if not columns or name in columns]:
-            raise SpecError(
-                f"{self._url}: column {touched[0]} is a variant or a geometry, which is not read", "leave it out"
-            )
+            why = f"{self._url}: column {touched[0]} is a variant or a geometry, which is not read"
+            raise SpecError(why, "leave it out")
         return pa.schema([self._field(one) for one in schema.fields if one.name not in unread])
 
     def _field(self, field: Any) -> pa.Field:
@@ -325,20 +313,19 @@ class IcebergTable:
         differs = [p for p in stay if not np.array_equal(dead_then.get(p, none)[0], dead_now.get(p, none)[0])]
         log = self._metadata.snapshot_log
         ms = max((one.timestamp_ms for one in log if one.snapshot_id == base), default=self._metadata.last_updated_ms)
-        yield self._commit(base, ms, now.keys() - then.keys(), then.keys() - now.keys(), differs, back)
+        yield self._commit(base, ms, (now.keys() - then.keys(), then.keys() - now.keys(), differs), back)
 
     def _forward(
         self, line: Sequence[int], data: Mapping[str, ManifestEntry], deletes: Sequence[ManifestEntry]
     ) -> Iterator[TableCommit]:
         """The steps by snapshots that follow each other, the last of which holds `data` and `deletes`."""
         lists = ahead(lambda one: self._files.manifests(self._snapshots[one].manifest_list), line, "manifests")
-        own = {
-            number: [one for one in found if one.snapshot == number] for number, found in zip(line, lists, strict=True)
-        }
-        self._files.entries(one for found in own.values() for one in found)  # many at a time
+        found = zip(line, lists, strict=True)
+        own = {number: [one for one in manifests if one.snapshot == number] for number, manifests in found}
+        self._files.entries(one for manifests in own.values() for one in manifests)  # many at a time
         steps = {
-            number: [e for e in self._files.entries(found) if e.snapshot == number and e.status in (ADDED, DELETED)]
-            for number, found in own.items()
+            number: [e for e in self._files.entries(some) if e.snapshot == number and e.status in (ADDED, DELETED)]
+            for number, some in own.items()
         }
         every = [one for number in line for one in steps[number]]
         files = {one.path: one for one in every if one.content == DATA} | dict(data)
@@ -364,19 +351,11 @@ class IcebergTable:
             there |= added
             changed = set[str]().union(*(taken.get(self._snapshots[one].sequence_number, ()) for one in snapshots))
             ms = self._snapshots[snapshots[-1]].timestamp_ms
-            yield self._commit(snapshots[-1], ms, added, removed, (changed & there) - added, snapshots)
+            yield self._commit(snapshots[-1], ms, (added, removed, (changed & there) - added), snapshots)
 
-    def _commit(
-        self,
-        snapshot: int,
-        ms: int,
-        added: Iterable[str],
-        removed: Iterable[str],
-        changed: Iterable[str],
-        by: Iterable[int],
-    ) -> TableCommit:
-        """What several snapshots did."""
-        added, removed, changed = (frozenset(map(self._files.uri, paths)) for paths in (added, removed, changed))
+    def _commit(self, snapshot: int, ms: int, files: Sequence[Iterable[str]], by: Iterable[int]) -> TableCommit:
+        """What several snapshots did: files added, removed and changed."""
+        added, removed, changed = (frozenset(map(self._files.uri, paths)) for paths in files)
         summaries = [self._snapshots[one].summary for one in by]
         rewrite = all(one is not None and one.operation.value == "replace" for one in summaries)
         return TableCommit(str(snapshot), _time(ms), added, removed, changed, data_change=not rewrite)

@@ -6,7 +6,7 @@ Source: "Scan Planning" and "Delete Formats" in https://iceberg.apache.org/spec/
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,13 +45,13 @@ def dead_rows(
     deletes: Sequence[ManifestEntry],
     fields: Mapping[int, pa.Field],
     everywhere: frozenset[int],
-    constants: Mapping[Partition, Mapping[int, object]],
+    constants: Callable[[Partition, Sequence[pa.Field]], Mapping[str, object]],
 ) -> DeadRows:
     """Rows of the `data` files, by path, that the `deletes` took.
 
-    `fields` are the columns that the table has or had, by number, and `constants` what partitions say of them. Equality
-    deletes in partition specs `everywhere` are about files of all partitions. Raises SpecError, NotFound, StoreError,
-    StoreDenied.
+    `fields` are the columns that the table has or had, by number, and `constants` gives what a partition says of some.
+    Equality deletes in partition specs `everywhere` are about files of all partitions. Raises SpecError, NotFound,
+    StoreError, StoreDenied.
     """
     refuse_unreadable(deletes)
     dead: dict[str, list[tuple[Positions, Positions]]] = defaultdict(list)
@@ -67,11 +67,9 @@ def dead_rows(
         parted[one.partition].append(one)
 
     def read(work: tuple[DeletedKeys, ManifestEntry]) -> pa.Table:
-        numbers, one = work[0].numbers, work[1]
-        known = constants.get(one.partition, {})
-        constant = {fields[number].name: known[number] for number in numbers if number in known}
+        columns, one = [fields[number] for number in work[0].numbers], work[1]
         with opened(*files.place(one.path)) as file:
-            return table_columns(file, one.path, [fields[number] for number in numbers], constant)
+            return table_columns(file, one.path, columns, constants(one.partition, columns))
 
     work = [
         (some, one)
@@ -107,7 +105,10 @@ def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, Positions]:
     if one.format == "PUFFIN":
         if one.about is None or one.offset is None or one.length is None:
             raise SpecError(f"{one.path}: a deletion vector, and the manifest does not say where, or of which file")
-        return {one.about: _deletion_vector(data[one.offset : one.offset + one.length], one.path)}
+        try:
+            return {one.about: positions_of(stored_vector(data[one.offset : one.offset + one.length]))}
+        except ValueError as error:
+            raise SpecError(f"{one.path}: {error}", "roll the table back, or write the file again") from error
     try:
         table = pq.read_table(pa.BufferReader(data), columns=["file_path", "pos"])
     except (pa.ArrowException, OSError) as error:
@@ -116,13 +117,6 @@ def _positions(files: StoreFiles, one: ManifestEntry) -> dict[str, Positions]:
     order = np.argsort(paths.indices, kind="stable")
     ends = np.cumsum(np.bincount(paths.indices, minlength=len(paths.dictionary)))
     return dict(zip(paths.dictionary.to_pylist(), np.split(table["pos"].to_numpy()[order], ends[:-1]), strict=True))
-
-
-def _deletion_vector(blob: bytes, path: str) -> Positions:
-    try:
-        return positions_of(stored_vector(blob))
-    except ValueError as error:
-        raise SpecError(f"{path}: {error}", "roll the table back, or write the file again") from error
 
 
 def table_columns(file: Any, path: str, fields: Sequence[pa.Field], constants: Mapping[str, object]) -> pa.Table:
@@ -162,39 +156,28 @@ def _deleted_keys(
 
 
 class DeletedKeys:
-    """Keys of deleted rows, numbered, each with the sequence numbers of its deletes. Null equals null, and NaN NaN.
-
-    Of several columns, the number is found column by column: what is numbered so far times the count of values of the
-    next one, plus the number of its value; and that numbered again, so that it stays small.
-    """
+    """Keys of deleted rows, each with the sequence numbers of its deletes. Null equals null, and NaN NaN."""
 
     def __init__(self, numbers: tuple[int, ...], tables: Sequence[tuple[pa.Table, int]]) -> None:
         self.numbers = numbers
-        table = pa.concat_tables([one for one, _ in tables])
+        self._table = pa.concat_tables([one for one, _ in tables])
         sequences = np.repeat([sequence for _, sequence in tables], [one.num_rows for one, _ in tables])
-        self._sequences, ranks = np.unique(sequences, return_inverse=True)
-        self.last, self.rows = int(max(self._sequences, default=0)), table.num_rows
-        self._values = [(name, pc.unique(table[name])) for name in table.column_names]
-        self._known: list[Positions] = []
-        self._deletes = np.unique(self._codes(table, first=True) * (len(self._sequences) + 1) + ranks)
-
-    def _codes(self, table: pa.Table, first: bool = False) -> Positions:
-        """Number of each row's key, -1 for none. Those of the deletes come first: they make the numbers."""
-        codes = np.zeros(table.num_rows, np.int64)
-        for place, (name, values) in enumerate(self._values):
-            own = pc.fill_null(pc.index_in(table[name], value_set=values), -1).to_numpy().astype(np.int64)
-            both = np.where((codes < 0) | (own < 0), -1, codes * len(values) + own)
-            if first:
-                self._known.append(np.unique(both))
-            known = self._known[place]
-            codes = np.minimum(np.searchsorted(known, both), len(known) - 1)
-            codes = np.where(known[codes] == both, codes, -1)
-        return codes
+        self._sequences, self._ranks = np.unique(sequences, return_inverse=True)
+        self.last, self.rows = int(max(self._sequences, default=0)), self._table.num_rows
 
     def taken_at(self, table: pa.Table, sequences: Positions) -> Positions:
         """For each row, of a file with this sequence number, that of the first later delete of its key, or ALIVE."""
-        codes, width = self._codes(table), len(self._sequences) + 1
-        start = codes * width + np.searchsorted(self._sequences, sequences, side="right")
-        found = self._deletes[np.minimum(np.searchsorted(self._deletes, start), len(self._deletes) - 1)]
-        dead = (codes >= 0) & (start <= found) & (found < (codes + 1) * width)
-        return np.where(dead, self._sequences[np.where(dead, found % width, 0)], ALIVE)
+        alike = [pc.is_in(table[name], value_set=self._table[name]).to_numpy() for name in self._table.column_names]
+        some = np.flatnonzero(np.logical_and.reduce(alike))
+        both = pa.concat_tables([self._table, table.take(some)])
+        groups = both.append_column("", pa.array(np.arange(len(both)))).group_by(both.column_names)
+        rows = groups.aggregate([("", "list")])["_list"].combine_chunks()
+        codes, width = np.empty(len(both), np.int64), len(self._sequences) + 1
+        codes[rows.flatten()] = np.repeat(np.arange(len(rows)) * width, rows.value_lengths())
+        deletes = np.sort(codes[: self.rows] + self._ranks)
+        start = codes[self.rows :] + np.searchsorted(self._sequences, sequences[some], side="right")
+        found = deletes[np.minimum(np.searchsorted(deletes, start), len(deletes) - 1)]
+        dead = (start <= found) & (found < codes[self.rows :] + width)
+        since = np.full(len(table), ALIVE)
+        since[some[dead]] = self._sequences[found[dead] % width]
+        return since

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
@@ -68,7 +71,6 @@ class StoreFiles:
     def __init__(self, properties: Mapping[str, str] | None = None) -> None:
         self.properties = properties or {}
         self._roots: dict[str, tuple[Any, str]] = {}
-        self._readers: dict[str, tuple[Any, list[tuple[int, ...] | None]]] = {}
         self._entries: dict[str, list[ManifestEntry]] = {}
 
     def uri(self, path: str) -> str:
@@ -112,14 +114,14 @@ class StoreFiles:
         retrying(put, path)
 
     def new_input(self, location: str) -> Any:
-        return _Input(self, location)
+        return SimpleNamespace(location=location, open=lambda seekable=True: io.BytesIO(self.read(location)))  # noqa: ARG005
 
     def new_output(self, location: str) -> Any:
         return _Output(self, location)
 
     def manifests(self, manifest_list: str) -> list[TableManifest]:
         """Of a snapshot. Raises SpecError, NotFound, StoreError, StoreDenied."""
-        records = self._records(manifest_list, self.read(manifest_list), _MANIFEST)
+        records = _records(manifest_list, self.read(manifest_list), _MANIFEST)
         # There are no sequence numbers in the first format.
         return [TableManifest(path, spec, snapshot, number or 0) for path, spec, snapshot, number in records]
 
@@ -128,45 +130,59 @@ class StoreFiles:
         manifests = list(manifests)
         new = list({one.path: one for one in manifests if one.path not in self._entries}.values())
         for of, data in zip(new, ahead(lambda one: self.read(one.path), new, "manifests"), strict=True):
-            records = self._records(of.path, data, _ENTRY)
-            self._entries[of.path] = [_inherited(ManifestEntry(*one), of) for one in records]
+            self._entries[of.path] = [
+                one._replace(
+                    snapshot=of.snapshot if one.snapshot is None else one.snapshot,
+                    sequence=of.sequence if one.sequence is None else one.sequence,
+                    content=one.content or DATA,
+                    format=one.format.upper(),
+                    partition=(of.spec, (*one.partition,)),
+                )
+                for one in map(ManifestEntry._make, _records(of.path, data, _ENTRY))
+            ]
         return [entry for one in manifests for entry in self._entries[one.path]]
 
-    def _records(self, path: str, data: bytes, numbers: Sequence[int]) -> list[list[Any]]:
-        try:
-            return [*self._decoded(data, numbers)]
-        except Exception as error:  # damaged bytes raise anything
-            raise SpecError(f"{path} is no whole Avro file ({error!r})", "roll the table back") from error
 
-    def _decoded(self, data: bytes, numbers: Sequence[int]) -> Iterator[list[Any]]:
-        """Fields of each record of an Avro file. pyiceberg's own reader takes milliseconds to get ready for each file,
-        and a table may have a manifest for every commit: this one gets ready once for all of one schema."""
-        from pyiceberg.avro.decoder import new_decoder
-        from pyiceberg.avro.file import META_SCHEMA, SYNC_SIZE, AvroFileHeader
-        from pyiceberg.avro.resolver import construct_reader
+def _records(path: str, data: bytes, numbers: Sequence[int]) -> list[list[Any]]:
+    """Fields of each record of an Avro file, by number. Raises SpecError, also for a file that is cut short, which
+    pyiceberg's own reader takes for a whole one."""
+    from pyiceberg.avro.decoder import new_decoder
+    from pyiceberg.avro.file import SYNC_SIZE
 
-        decoder = new_decoder(data)
-        if "" not in self._readers:
-            self._readers[""] = construct_reader(META_SCHEMA, {-1: AvroFileHeader}), []
-        header = self._readers[""][0].read(decoder)
-        if (text := header.meta["avro.schema"]) not in self._readers:
-            schema = header.get_schema()
-            at: dict[int, tuple[int, ...]] = {}
-            for outer, field in enumerate(schema.fields):
-                at[field.field_id] = (outer,)
-                if field.field_id == _DATA_FILE:
-                    at |= {one.field_id: (outer, inner) for inner, one in enumerate(field.field_type.fields)}
-            self._readers[text] = construct_reader(schema), [at.get(number) for number in numbers]
-        reader, places = self._readers[text]
+    decoder, found = new_decoder(data), list[list[Any]]()
+    try:
+        header = _reader("")[0].read(decoder)
+        reader, outer, inner = _reader(header.meta["avro.schema"])
         codec = header.compression_codec()
         while decoder.tell() < len(data):
             count, block = decoder.read_int(), decoder.read_bytes()
             block_decoder = new_decoder(codec.decompress(block) if codec else block)
             for _ in range(count):
-                record = reader.read(block_decoder)
-                yield [None if p is None else record[p[0]] if len(p) == 1 else record[p[0]][p[1]] for p in places]
+                record = dict(zip(outer, reader.read(block_decoder), strict=True))
+                record |= zip(inner, record.get(_DATA_FILE, ()), strict=True)
+                found.append([record.get(number) for number in numbers])
             if decoder.read(SYNC_SIZE) != header.sync:
                 raise ValueError("the end of a block is not one")
+    except Exception as error:  # damaged bytes raise anything
+        raise SpecError(f"{path} is no whole Avro file ({error!r})", "roll the table back") from error
+    return found
+
+
+@lru_cache(maxsize=256)
+def _reader(schema: str) -> tuple[Any, Sequence[int], Sequence[int]]:
+    """Of records, or of a file's header (""); and the numbers of their fields, and of those of a data file in them.
+
+    To make one takes milliseconds, and a table may have a manifest for every commit."""
+    from pyiceberg.avro.file import META_SCHEMA, AvroFileHeader
+    from pyiceberg.avro.resolver import construct_reader
+    from pyiceberg.utils.schema_conversion import AvroSchemaConversion
+
+    if not schema:
+        return construct_reader(META_SCHEMA, {-1: AvroFileHeader}), (), ()
+    read = AvroSchemaConversion().avro_to_iceberg(json.loads(schema))
+    fields = {one.field_id: one.field_type for one in read.fields}
+    inner = fields[_DATA_FILE].fields if _DATA_FILE in fields else ()
+    return construct_reader(read), [*fields], [one.field_id for one in inner]
 
 
 def _parts(path: str) -> tuple[str, str, str]:
@@ -176,14 +192,6 @@ def _parts(path: str) -> tuple[str, str, str]:
         return "", "", re.sub("^file:/+", "/", path)
     host, slash, key = rest.partition("/")
     return _ALIASES.get(scheme, scheme), host, slash + key
-
-
-class _Input:
-    def __init__(self, files: StoreFiles, location: str) -> None:
-        self._files, self.location = files, location
-
-    def open(self, seekable: bool = True) -> io.BytesIO:  # noqa: ARG002  (pyiceberg's)
-        return io.BytesIO(self._files.read(self.location))
 
 
 class _Output:
@@ -202,16 +210,6 @@ class _Output:
 
     def __len__(self) -> int:
         return self._size
-
-
-def _inherited(one: ManifestEntry, of: TableManifest) -> ManifestEntry:
-    return one._replace(
-        snapshot=of.snapshot if one.snapshot is None else one.snapshot,
-        sequence=of.sequence if one.sequence is None else one.sequence,
-        content=one.content or DATA,
-        format=one.format.upper(),
-        partition=(of.spec, (*one.partition,)),
-    )
 
 
 def refuse_unreadable(entries: Iterable[ManifestEntry]) -> None:

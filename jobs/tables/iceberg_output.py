@@ -92,10 +92,8 @@ class IcebergOutput:
         if self._table is None or (snapshot := self._table.current_snapshot()) is None:
             return counted
         with iceberg_errors(self._uri):
-            view, spec = (
-                IcebergTable(self._uri, self._table.metadata, self._files),
-                self._table.metadata.default_spec_id,
-            )
+            metadata = self._table.metadata
+            view, spec = IcebergTable(self._uri, metadata, self._files), metadata.default_spec_id
             of_one_part = _of_one_part(snapshot.manifests(self._files), spec)
             data, deletes = view.live(snapshot.snapshot_id, of_one_part)
             dead = view.dead(data, deletes)
