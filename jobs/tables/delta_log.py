@@ -102,6 +102,12 @@ class DeltaLog:
 
         return ((number, _lines(raw, path, self.spec)) for number, path, raw in ahead(read, numbers, "log", a_thread=1))
 
+    def actions(self, number: int, columns: Sequence[str], wanted: Wanted | None = None) -> Iterator[Action]:
+        """What the log says up to a version; of checkpoints, these columns and the adds wanted."""
+        base = self.base(number)
+        since = (action for _, some in self.committed(range(base + 1, number + 1)) for action in some)
+        return chain(self.checkpoint(base, columns, wanted), since)
+
     def checkpoint(
         self, number: int, columns: Sequence[str] = (*TABLE_COLUMNS[:2], *FILE_COLUMNS), wanted: Wanted | None = None
     ) -> Iterator[Action]:
@@ -207,9 +213,7 @@ def named_files(url: str) -> frozenset[str]:
         log = DeltaLog(url)
     except (NothingThere, NoDeltaTable):
         return frozenset()
-    base, newest = log.base(log.versions[-1]), log.versions[-1]
-    since = (action for _, some in log.committed(range(base + 1, newest + 1)) for action in some)
-    actions = chain(log.checkpoint(base, ("sidecar.path", "add.path", "remove.path")), since)
+    actions = log.actions(log.versions[-1], ("sidecar.path", "add.path", "remove.path"))
     return frozenset(
         unquote(one["path"]) for action in actions for kind, one in action.items() if one and kind in ("add", "remove")
     )

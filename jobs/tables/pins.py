@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from jobs.errors import SpecError
+from jobs.tables.iceberg import CATALOG, catalog_table
 from workers.source.lance_rows import lance_dataset
 from workers.storage.errors import StoreError
 
@@ -58,9 +59,7 @@ def _of_root(root: str) -> str:
 
 
 def _iceberg(url: str) -> Any:
-    from pyiceberg.catalog import load_catalog
-
-    catalog, there, name = url.removeprefix("iceberg://").partition("/")
-    if not url.startswith("iceberg://") or not there:
-        raise SpecError("only a catalog can do that: name the table as iceberg://<catalog>/<namespace>.<table>")
-    return load_catalog(catalog).load_table(name)
+    if not url.startswith(CATALOG):
+        raise SpecError(f"only a catalog can do that: name the table as {CATALOG}<catalog>/<namespace>.<table>")
+    catalog, name = catalog_table(url)
+    return catalog.load_table(name)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
-from workers.source.columns import column_path, columns_of, image_columns, key_places, keys_of
+from workers.source.columns import column_path, columns_of, image_columns, key_places, keys_of, type_at
 from workers.source.parquet import blocks_of
 from workers.source.rows import BLOCK_BYTES, RowBlock
 from workers.source.source_file import InputUnreadable
@@ -265,11 +265,7 @@ def _checked(
 def _outside(schema: pa.Schema, names: Sequence[str]) -> str:
     """The first of these columns with blobs that may lie outside the table; "" if none has any."""
     for name in names:
-        first, *steps = column_path(schema, name) or (name,)
-        kind = schema.field(first).type
-        for step in steps:
-            kind = kind.field(step).type
-        if _has_blobs(kind):
+        if _has_blobs(type_at(schema, column_path(schema, name) or (name,))):
             return name
     return ""
 
