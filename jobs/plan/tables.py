@@ -185,14 +185,10 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
         before = datetime.combine(job.days.last + timedelta(1), time(), zone).astimezone(UTC)
         version = ""
     last = _last(plans)
-    if last is not None and last.format != given.format:
+    if last is not None and (last.of.url, last.format) != (url, given.format):
         raise SpecError(
-            f"input.format: {given.format}, and plans of this output are of a table in {last.format}",
-            "take another output.uri for another table",
-        )
-    if last is not None and last.of.url != url:
-        raise SpecError(
-            f"input.uri: {url}, and plans of this output are of the table {last.of.url}, whose rows readers would lose",
+            f"input.uri: {url} ({given.format}), and plans of this output are of the table {last.of.url} "
+            f"({last.format}), whose rows readers would lose",
             "take another output.uri for another table, or name it as before",
         )
     columns = [name.partition(".")[0] for name in (given.image, *given.copied.values())]

@@ -70,8 +70,7 @@ class DeltaOutput:
         except (NothingThere, NoDeltaTable):
             return 0
         self._version = self._log.versions[-1]
-        actions = self._log.actions(self._version, TABLE_COLUMNS)
-        for kind, said in (pair for action in actions for pair in action.items()):
+        for kind, said in self._log.actions(self._version, TABLE_COLUMNS):
             if kind in ("protocol", "metaData"):
                 self._table[kind] = {name: value for name, value in said.items() if value is not None}
             elif kind == "txn" and said["appId"] == _APP:
@@ -142,13 +141,13 @@ class DeltaOutput:
         def wanted(adds: pa.StructArray) -> pa.BooleanArray:
             return pc.is_in(pc.map_lookup(adds.field("partitionValues"), PLAN.name, "first"), plans)
 
-        for action in self._log.actions(self._version, FILE_COLUMNS, None if parts is None else wanted):
-            if (add := action.get("add")) and (values := dict(add["partitionValues"]))[PLAN.name]:
+        for kind, one in self._log.actions(self._version, FILE_COLUMNS, None if parts is None else wanted):
+            if kind == "add" and (values := dict(one["partitionValues"]))[PLAN.name]:
                 part = Portion(values[MODEL.name], int(values[PLAN.name]))
                 if parts is None or part in parts:
-                    live[add["path"]] = RowFile(add["path"], part, rows_told(add) or 0, int(add["size"]))
-            elif remove := action.get("remove"):
-                live.pop(remove["path"], None)
+                    live[one["path"]] = RowFile(one["path"], part, rows_told(one) or 0, int(one["size"]))
+            elif kind == "remove":
+                live.pop(one["path"], None)
         return live
 
     def _rows(self, path: str, names: Sequence[str] | None = None) -> pa.Table:
