@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
-from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -228,4 +227,4 @@ def _plain(value: object) -> object:
     """A value as JSON has it, by the rules of workers.contract.DEFAULT."""
     if isinstance(value, bytes):
         return value.hex()
-    return value if isinstance(value, int | float | str | None) and not isinstance(value, Decimal) else str(value)
+    return value if isinstance(value, int | float | str | None) else str(value)
