@@ -73,13 +73,10 @@ def known_files(says: Iterable[Mapping[str, FileStands]]) -> dict[str, Known]:
         for uri, now in of_plan.items():
             unscored = known[uri].unscored if uri in known else None
             if now.standing is Standing.LIVE:
-                unscored = now.deleted if unscored is None else common(unscored, now.deleted)
+                deleted = now.deleted
+                unscored = deleted if unscored is None else np.intersect1d(unscored, deleted, assume_unique=True)
             known[uri] = Known(now, unscored)
     return known
-
-
-def common(one: Positions, other: Positions) -> Positions:
-    return np.intersect1d(one, other, assume_unique=True)
 
 
 def without(one: Positions, other: Positions) -> Positions:

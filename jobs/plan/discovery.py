@@ -7,7 +7,6 @@ were put back and nights that were missed need no rule of their own.
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -22,11 +21,10 @@ from jobs.input.footers import Opened, open_sources, opened_rows
 from jobs.input.listing import Listing, left_out, list_input, named_once, sources_now
 from jobs.input.passed_over import PassedOver, passed_over_lines
 from jobs.ledger.plans import Content, Plan, Source, latest_versions
-from jobs.ledger.table_files import without
 from jobs.plan.asked import Asked, asked_for, some
 from jobs.plan.claims import NextClaim, next_claim
 from jobs.plan.job import Job, absolute
-from jobs.plan.tables import TableFound, find_table, rows_of, slices_of_rows, source_of
+from jobs.plan.tables import TableFound, find_table
 from jobs.progress.format import first_few
 from jobs.spec.days import Days, filled
 from jobs.spec.patterns import covering, split_pattern
@@ -125,9 +123,9 @@ class Discovery:
         A file that a plan has claimed since is left to it: what that run saw may be newer than what this one did.
         """
         now, fresh, types = self.claim, self.fresh, _types(plans)
-        if self.table is not None:
-            return self._content_of_table(self.table, plans)
         if len(plans) > len(self.plans):
+            if self.table is not None:  # theirs may be of a later version: what it lacks the next run finds
+                return None
             since = {uri for plan in plans[len(self.plans) :] for uri in plan.sources["uri"].to_pylist()}
             left = [source for source in self.sources if source.uri not in since]
             rescore, asked = self.job.spec.input.on_change == "rescore", self.asked.uris
@@ -135,7 +133,7 @@ class Discovery:
             new = set(now.new)
             # Of a root that another run began meanwhile, with other types, the next run fits the files to these.
             fresh = [one for one in self.fresh if one.source in new and (not types or one.keys == types)]
-        if not fresh and not now.again:
+        if not (fresh or now.again or (self.table and self.table.claim.says)):
             return None
         cut = self.job.cut(fresh, now.slices)
         empty = tuple(source for source, slices in now.again.items() if not slices)
@@ -147,21 +145,7 @@ class Discovery:
             named=not plans or plans[0].named,
             supersedes={uri: before for uri, before in now.supersedes.items() if uri in claimed},
             day=str(self.job.days.last),
-        )
-
-    def _content_of_table(self, table: TableFound, plans: Sequence[Plan]) -> Content | None:
-        """As `content`. What another run has planned meanwhile may be of a later version, so it stands as it is: what
-        it lacks the next run finds."""
-        if self.nothing or len(plans) > len(self.plans):
-            return None
-        types = _types(plans)
-        return replace(
-            self.cut(),
-            keys=self.fresh[0].keys if types is None and self.fresh else types,
-            named=not plans or plans[0].named,
-            supersedes={one.source.uri: one.source.version for one in self.fresh if one.source.uri in self.asked.uris},
-            day=str(self.job.days.last),
-            table=table.part(self.fresh),
+            table=self.table.part(fresh) if self.table else None,
         )
 
     @property
@@ -267,7 +251,7 @@ def _discover_table(job: Job, plans: list[Plan], done: Collection[int], again: s
         asked = replace(asked, sources=tuple(source for source in asked.sources if source in there), gone=gone)
     if not table.is_past:
         table = replace(table, lost=frozenset(job.ledger.lost(plans, done, [*sources, *table.predicted])))
-    now = _claim_of_table(table, asked.sources)
+    now = table.next_claim(asked.sources)
     return _discovered(job, plans, done, Listing(sources), table.lost, frozenset(), now, asked, table)
 
 
@@ -292,26 +276,6 @@ def _discovered(
         unreadable={**listing.unreadable, **named_once({source.uri: reason for source, reason in unreadable.items()})},
         table=table,
     )
-
-
-def _claim_of_table(table: TableFound, asked: Collection[Source]) -> NextClaim:
-    """The files and rows to be claimed; those that are `asked` for afresh, as a whole."""
-    again: dict[Source, tuple[Slice, ...]] = {}
-    claim, known, afresh = table.claim, table.known, {source.uri for source in asked}
-    lost = defaultdict[str, list[Slice]](list)
-    for piece in table.lost:
-        lost[piece.uri].append(piece)
-    for file in table.state.files:
-        if file.uri in afresh or file.uri not in known:
-            continue
-        groups = known[file.uri].now.group_rows
-        parts = [claim.back[file.uri]] if file.uri in claim.back else []
-        parts += (rows_of(piece, groups) for piece in lost.get(file.uri, ()))
-        source, live = source_of(file), (without(rows, file.deleted) for rows in parts)
-        if pieces := [piece for rows in live if len(rows) for piece in slices_of_rows(source, groups, rows)]:
-            again[source] = tuple(pieces)
-    new = tuple(dict.fromkeys([*(source_of(file) for file in claim.new), *asked]))
-    return NextClaim(new, again, {source.uri: source.version for source in asked})
 
 
 def _opened(

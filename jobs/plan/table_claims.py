@@ -45,10 +45,6 @@ class TableClaim:
     why: Mapping[str, Why] = field(default_factory=dict)
     """By URI, of `new` files and `back`."""
 
-    def count(self, standing: Standing) -> int:
-        """Files that stand so."""
-        return sum(now.standing is standing for now in self.says.values())
-
 
 @dataclass(eq=False)
 class _Group:

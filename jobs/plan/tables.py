@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
-from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 from jobs.errors import SpecError
 from jobs.input.footers import Opened
 from jobs.ledger.plans import Plan, Source
-from jobs.ledger.table_files import Known, Positions, TablePart, known_files
+from jobs.ledger.table_files import Known, Positions, TablePart, known_files, without
+from jobs.plan.claims import NextClaim
 from jobs.plan.job import Job, absolute
-from jobs.plan.table_claims import TableClaim, TableRows, table_claim, table_rows
+from jobs.plan.table_claims import TableClaim, table_claim, table_rows
 from jobs.spec.days import filled
 from jobs.tables import delta, iceberg, lance
 from jobs.tables.pins import pin, pin_name, unpin
@@ -46,7 +47,7 @@ class TableFound:
     @cached_property
     def last(self) -> TablePart | None:
         """What was said last."""
-        return next((plan.table for plan in reversed(self.plans) if plan.table is not None), None)
+        return _last(self.plans)
 
     @property
     def is_past(self) -> bool:
@@ -69,7 +70,23 @@ class TableFound:
     @property
     def sources(self) -> list[Source]:
         """Of files with live rows."""
-        return [source_of(file) for file in self.state.files if file.rows is None or len(file.deleted) < file.rows]
+        return [_source(file) for file in self.state.files if file.rows is None or len(file.deleted) < file.rows]
+
+    def next_claim(self, asked: Collection[Source]) -> NextClaim:
+        """The files and rows to be claimed; those that are `asked` for afresh, as a whole."""
+        parts = defaultdict[str, list[Positions]](list, {uri: [rows] for uri, rows in self.claim.back.items()})
+        for piece in self.lost:
+            if known := self.known.get(piece.uri):
+                begin = sum(known.now.group_rows[: piece.row_group])
+                parts[piece.uri].append(begin + np.arange(piece.row_start, piece.row_stop))
+        again, afresh = dict[Source, tuple[Slice, ...]](), {source.uri for source in asked}
+        for file in self.state.files:
+            if file.uri in parts and file.uri not in afresh:
+                source, rows = _source(file), without(np.unique(np.concatenate(parts[file.uri])), file.deleted)
+                if len(rows):
+                    again[source] = _slices(source, self.known[file.uri].now.group_rows, rows)
+        new = tuple(dict.fromkeys([*(_source(file) for file in self.claim.new), *asked]))
+        return NextClaim(new, again, {source.uri: source.version for source in asked})
 
     @cached_property
     def of(self) -> TableOf:
@@ -116,14 +133,7 @@ class TableFound:
         """Its rows, where of new files these could be `opened`, for the report; and for a person, as `lines`."""
         new = {one.source.uri: one.rows for one in opened if one.source.uri in self.claim.why}
         rows = table_rows(self.claim, self.known, new)
-        said = {"version": self.state.version, "at": f"{self.state.at:%Y-%m-%d %H:%M} UTC"}
-        return {**said, **asdict(rows), "copied": rows.copied, "lines": self._lines(rows)}
-
-    def _lines(self, rows: TableRows) -> list[str]:
-        at = f"{self.state.at:%Y-%m-%d %H:%M} UTC"
-        table = f"table {self.url} ({self.format}) at version {self.state.version} of {at}"
-        if self.is_past and self.last is not None:
-            return [table, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
+        version, at = self.state.version, f"{self.state.at:%Y-%m-%d %H:%M} UTC"
         counts = {
             **{f"rows to score, {why}": n for why, n in rows.claimed.items()},
             "of these expected to keep their image's prediction, so that it is read and not decoded": rows.copied,
@@ -132,8 +142,13 @@ class TableFound:
             "no longer seen by readers, deleted from files that stay": rows.deleted,
             "no longer seen by readers, in files that were replaced or removed": rows.replaced,
         }
-        lines = [f"{what}: {counted(n, 'row')}" for what, n in counts.items() if n]
-        return [f"{table}: {counted(rows.live, 'live row')}", *lines]
+        table = f"table {self.url} ({self.format}) at version {version} of {at}"
+        if self.is_past and self.last is not None:
+            lines = [table, f"plans are of a later version, {self.last.of.version}: nothing of this one is scored"]
+        else:
+            lines = [f"{table}: {counted(rows.live, 'live row')}"]
+            lines += [f"{what}: {counted(n, 'row')}" for what, n in counts.items() if n]
+        return {"version": version, "at": at, **asdict(rows), "copied": rows.copied, "lines": lines}
 
 
 def unpin_done(job: Job, plans: Sequence[Plan], done: Collection[int]) -> None:
@@ -151,7 +166,11 @@ def _root(job: Job) -> str:
     return f"{job.store.url}/{job.ledger.root}"
 
 
-def source_of(file: TableFile) -> Source:
+def _last(plans: Sequence[Plan]) -> TablePart | None:
+    return next((plan.table for plan in reversed(plans) if plan.table is not None), None)
+
+
+def _source(file: TableFile) -> Source:
     return Source(file.uri, file.size, OF_TABLE)
 
 
@@ -164,15 +183,11 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
         zone = ZoneInfo(job.spec.schedule.timezone)
         before = datetime.combine(job.days.last + timedelta(1), time(), zone).astimezone(UTC)
         version = ""
-    last = next((plan.table for plan in reversed(plans) if plan.table is not None), None)
-    if last is not None and last.format != given.format:
+    last = _last(plans)
+    if last is not None and (last.of.url, last.format) != (url, given.format):
         raise SpecError(
-            f"input.format: {given.format}, and plans of this output are of a table in {last.format}",
-            "take another output.uri for another table",
-        )
-    if last is not None and last.of.url != url:
-        raise SpecError(
-            f"input.uri: {url}, and plans of this output are of the table {last.of.url}, whose rows readers would lose",
+            f"input.uri: {url} ({given.format}), and plans of this output are of the table {last.of.url} "
+            f"({last.format}), whose rows readers would lose",
             "take another output.uri for another table, or name it as before",
         )
     columns = [name.partition(".")[0] for name in (given.image, *given.copied.values())]
@@ -190,17 +205,12 @@ def find_table(job: Job, plans: Sequence[Plan]) -> TableFound:
     return TableFound(url, given.format, state, plans, given.version is not None)
 
 
-def rows_of(piece: Slice, group_rows: Sequence[int]) -> Positions:
-    """Of a slice, by their positions in its file."""
-    return sum(group_rows[: piece.row_group]) + np.arange(piece.row_start, piece.row_stop)
-
-
-def slices_of_rows(source: Source, group_rows: Sequence[int], rows: Positions) -> list[Slice]:
+def _slices(source: Source, group_rows: Sequence[int], rows: Positions) -> tuple[Slice, ...]:
     """Rows by their positions in a file, as slices of its row groups."""
     begins = np.cumsum([0, *group_rows])
     groups = np.searchsorted(begins, rows, side="right") - 1
     edges = np.flatnonzero((np.diff(rows) != 1) | (np.diff(groups) != 0)) + 1
-    return [
+    return tuple(
         Slice(
             uri=source.uri,
             size=source.size,
@@ -210,11 +220,11 @@ def slices_of_rows(source: Source, group_rows: Sequence[int], rows: Positions) -
             row_stop=int(rows[stop - 1] - begins[groups[start]]) + 1,
         )
         for start, stop in pairwise([0, *edges.tolist(), len(rows)])
-    ]
+    )
 
 
 def _plain(value: object) -> object:
     """A value as JSON has it, by the rules of workers.contract.DEFAULT."""
     if isinstance(value, bytes):
         return value.hex()
-    return value if isinstance(value, int | float | str | None) and not isinstance(value, Decimal) else str(value)
+    return value if isinstance(value, int | float | str | None) else str(value)

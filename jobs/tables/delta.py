@@ -128,7 +128,7 @@ def _fold(
     info: Mapping[str, Any] = {}
     leave: dict[str, tuple[StoredVector | None, bool]] = {}
     come: dict[str, tuple[_File, bool]] = {}
-    for kind, one in (pair for action in actions for pair in action.items() if pair[1]):
+    for kind, one in actions:
         if kind == "add":
             partition = tuple(sorted(dict(one["partitionValues"] or ()).items()))
             file = _File(int(one["size"]), rows_told(one), partition, _vector(one))

@@ -35,10 +35,8 @@ FILE_COLUMNS = ("sidecar.path", *(f"add.{name}" for name in _OF_ADD))
 """Columns of checkpoints: what is said of a table, and of its files."""
 _ROWS_TOGETHER = 16384
 
-Action = Mapping[str, Any]
-"""One line of the log: `{kind: what}`."""
-
-
+Action = tuple[str, Mapping[str, Any]]
+"""One line of the log: its kind, and what it says."""
 Wanted = Callable[[pa.StructArray], pa.BooleanArray]
 
 
@@ -95,12 +93,13 @@ class DeltaLog:
 
     def committed(self, numbers: range) -> Iterator[tuple[int, Iterator[Action]]]:
         """The actions of these commits, in order."""
+        return ahead(lambda number: (number, self._lines(f"{number:020}.json")), numbers, "log", a_thread=1)
 
-        def read(number: int) -> tuple[int, str, bytes]:
-            path = f"{self.folder}/{number:020}.json"
-            return number, path, self._read(path)
-
-        return ((number, _lines(raw, path, self.spec)) for number, path, raw in ahead(read, numbers, "log", a_thread=1))
+    def actions(self, number: int, columns: Sequence[str], wanted: Wanted | None = None) -> Iterator[Action]:
+        """What the log says up to a version; of checkpoints, these columns and the adds wanted."""
+        base = self.base(number)
+        since = (action for _, some in self.committed(range(base + 1, number + 1)) for action in some)
+        return chain(self.checkpoint(base, columns, wanted), since)
 
     def checkpoint(
         self, number: int, columns: Sequence[str] = (*TABLE_COLUMNS[:2], *FILE_COLUMNS), wanted: Wanted | None = None
@@ -108,17 +107,17 @@ class DeltaLog:
         """All actions up to a version, but for what readers have no use for; none without such a checkpoint. Of adds
         those that are `wanted`."""
         for name in self.checkpoints.get(number, ()):
-            for action in self._actions(name, columns, wanted):
-                yield action
-                if sidecar := action.get("sidecar"):
-                    name = f"_sidecars/{unquote(sidecar['path']).rpartition('/')[2]}"
+            for kind, one in self._actions(name, columns, wanted):
+                yield kind, one
+                if kind == "sidecar":
+                    name = f"_sidecars/{unquote(one['path']).rpartition('/')[2]}"
                     yield from self._actions(name, columns, wanted)
 
     def at(self, number: int) -> datetime:
         """When a version was committed."""
         numbers = range(number, number + 1) if number in self.commits else range(0)
-        actions = (one for _, some in self.committed(numbers) for one in some if one.get("commitInfo"))
-        return self.time(number, next(actions, {}).get("commitInfo", {}))
+        said = (one for _, actions in self.committed(numbers) for kind, one in actions if kind == "commitInfo")
+        return self.time(number, next(said, {}))
 
     def time(self, number: int, info: Mapping[str, Any]) -> datetime:
         """The same, of a commit whose writer noted `info`: the time of its file, which a copy changes, comes last."""
@@ -174,10 +173,10 @@ class DeltaLog:
         return found
 
     def _actions(self, name: str, columns: Sequence[str], wanted: Wanted | None) -> Iterator[Action]:
-        path = f"{self.folder}/{name}"
         if name.endswith(".json"):
-            yield from _lines(self._read(path), path, self.spec)
+            yield from self._lines(name)
             return
+        path = f"{self.folder}/{name}"
         with self._there(lambda: opened(self.fs, path), path) as file:
             try:
                 rows = pq.ParquetFile(file, pre_buffer=False).iter_batches(_ROWS_TOGETHER, columns=list(columns))
@@ -185,14 +184,25 @@ class DeltaLog:
                     for kind in batch.schema.names:
                         some = batch[kind].drop_null()
                         some = some.filter(wanted(some)) if wanted and kind == "add" else some
-                        yield from ({kind: one} for one in some.to_pylist())
+                        yield from ((kind, one) for one in some.to_pylist())
             except (pa.ArrowException, OSError) as error:
                 if file.fault is not None:
                     raise StoreError(f"{path}: {error}") from error
                 raise SpecError(f"{self.spec}: {path} is not a checkpoint of a Delta table: {error}") from error
 
-    def _read(self, path: str) -> bytes:
-        return bytes(self._there(lambda: self.fs.cat_file(path), path))
+    def _lines(self, name: str) -> Iterator[Action]:
+        """Of a file, which is read at once."""
+        path = f"{self.folder}/{name}"
+        raw = bytes(self._there(lambda: self.fs.cat_file(path), path))
+
+        def actions() -> Iterator[Action]:
+            try:
+                for line in filter(bytes.strip, raw.splitlines()):
+                    yield from ((kind, one) for kind, one in json.loads(line).items() if one)
+            except ValueError as error:
+                raise SpecError(f"{self.spec}: {path} is damaged: {error}") from error
+
+        return actions()
 
     def _there(self, action: Callable[[], Any], path: str) -> Any:
         try:
@@ -207,16 +217,5 @@ def named_files(url: str) -> frozenset[str]:
         log = DeltaLog(url)
     except (NothingThere, NoDeltaTable):
         return frozenset()
-    base, newest = log.base(log.versions[-1]), log.versions[-1]
-    since = (action for _, some in log.committed(range(base + 1, newest + 1)) for action in some)
-    actions = chain(log.checkpoint(base, ("sidecar.path", "add.path", "remove.path")), since)
-    return frozenset(
-        unquote(one["path"]) for action in actions for kind, one in action.items() if one and kind in ("add", "remove")
-    )
-
-
-def _lines(raw: bytes, path: str, spec: str) -> Iterator[Action]:
-    try:
-        yield from (json.loads(line) for line in raw.splitlines() if line.strip())
-    except ValueError as error:
-        raise SpecError(f"{spec}: {path} is damaged: {error}") from error
+    actions = log.actions(log.versions[-1], ("sidecar.path", "add.path", "remove.path"))
+    return frozenset(unquote(one["path"]) for kind, one in actions if kind in ("add", "remove"))

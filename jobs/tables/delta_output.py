@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from jobs.errors import NothingThere, SpecError
 from jobs.tables.delta import TYPES, Unread, field_of, rows_told
-from jobs.tables.delta_log import FILE_COLUMNS, TABLE_COLUMNS, Action, DeltaLog, NoDeltaTable, Wanted
+from jobs.tables.delta_log import FILE_COLUMNS, TABLE_COLUMNS, DeltaLog, NoDeltaTable
 from jobs.tables.target import MODEL, PLAN, Change, Copy, Portion, RowFile, TableMoved
 from workers.output import SOURCE_FIELDS
 from workers.source.source_file import open_parquet, opened
@@ -70,7 +70,7 @@ class DeltaOutput:
         except (NothingThere, NoDeltaTable):
             return 0
         self._version = self._log.versions[-1]
-        for kind, said in (pair for action in self._actions(TABLE_COLUMNS) for pair in action.items()):
+        for kind, said in self._log.actions(self._version, TABLE_COLUMNS):
             if kind in ("protocol", "metaData"):
                 self._table[kind] = {name: value for name, value in said.items() if value is not None}
             elif kind == "txn" and said["appId"] == _APP:
@@ -131,29 +131,23 @@ class DeltaOutput:
             found[file.part] = found.get(file.part, 0) + (file.rows or self._rows(path).num_rows)
         return found
 
-    def _actions(self, columns: Sequence[str], wanted: Wanted | None = None) -> Iterator[Action]:
-        """What the log says up to the version that was read; of checkpoints, these columns and the adds wanted."""
-        if self._log is not None:
-            base = self._log.base(self._version)
-            yield from self._log.checkpoint(base, columns, wanted)
-            for _, some in self._log.committed(range(base + 1, self._version + 1)):
-                yield from some
-
     def _live(self, parts: Collection[Portion] | None = None) -> dict[str, RowFile]:
         """Files of these parts, or of all, by their paths in the log; with 0 rows where it does not tell."""
+        live = dict[str, RowFile]()
+        if self._log is None or parts == set():
+            return live
         plans = pa.array({str(part.plan) for part in parts or ()}, pa.string())
 
         def wanted(adds: pa.StructArray) -> pa.BooleanArray:
             return pc.is_in(pc.map_lookup(adds.field("partitionValues"), PLAN.name, "first"), plans)
 
-        live = dict[str, RowFile]()
-        for action in self._actions(FILE_COLUMNS, None if parts is None else wanted) if parts != set() else ():
-            if (add := action.get("add")) and (values := dict(add["partitionValues"]))[PLAN.name]:
+        for kind, one in self._log.actions(self._version, FILE_COLUMNS, None if parts is None else wanted):
+            if kind == "add" and (values := dict(one["partitionValues"]))[PLAN.name]:
                 part = Portion(values[MODEL.name], int(values[PLAN.name]))
                 if parts is None or part in parts:
-                    live[add["path"]] = RowFile(add["path"], part, rows_told(add) or 0, int(add["size"]))
-            elif remove := action.get("remove"):
-                live.pop(remove["path"], None)
+                    live[one["path"]] = RowFile(one["path"], part, rows_told(one) or 0, int(one["size"]))
+            elif kind == "remove":
+                live.pop(one["path"], None)
         return live
 
     def _rows(self, path: str, names: Sequence[str] | None = None) -> pa.Table:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,14 +117,10 @@ class _Sources:
     def files(self, dataset: Any) -> list[TableFile]:
         found = list(self.of(dataset))
         sizes = {} if all(file.file_size_bytes for _, file, _ in found) else _sizes(dataset)
-        deleted = deleted_rows(dataset, [fragment for _, _, fragment in found if fragment.num_deletions])
+        deleted = defaultdict[int, Positions](lambda: NONE_DELETED)
+        deleted |= deleted_rows(dataset, [fragment for _, _, fragment in found if fragment.num_deletions])
         files = [
-            TableFile(
-                uri,
-                file.file_size_bytes or sizes[file.path],
-                fragment.physical_rows,
-                deleted.get(fragment.id, NONE_DELETED),
-            )
+            TableFile(uri, file.file_size_bytes or sizes[file.path], fragment.physical_rows, deleted[fragment.id])
             for uri, file, fragment in found
         ]
         return sorted(files, key=lambda file: file.uri)
@@ -179,16 +176,11 @@ def _commits(dataset: Any, source: _Sources, since: int, versions: Set[int]) -> 
     """Those after `since`, each by the difference of its version to the one before it."""
     if since > dataset.version or not versions >= {*range(since, dataset.version + 1)}:
         return None
-    commits = []
+    steps = pairwise(map(dataset.checkout_version, range(since, dataset.version + 1)))
     try:
-        before = dataset.checkout_version(since)
-        for number in range(since + 1, dataset.version + 1):
-            after = dataset.checkout_version(number)
-            commits.append(_commit(before, after, source))
-            before = after
+        return [_commit(before, after, source) for before, after in steps]
     except ValueError:  # a version that has just been cleaned up
         return None
-    return commits
 
 
 def _commit(before: Any, after: Any, source: _Sources) -> TableCommit:

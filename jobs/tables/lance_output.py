@@ -25,16 +25,15 @@ import pyarrow.parquet as pq
 from jobs.errors import SpecError
 from jobs.tables.lance import deleted_rows
 from jobs.tables.target import MODEL, PLAN, Change, Copy, Portion, RowFile, Seen, TableMoved
-from workers.output import cast_key
+from workers.output import SOURCE_FIELDS, cast_key
 from workers.source.lance_rows import lance_dataset
-from workers.source.source_file import InputUnreadable
+from workers.source.source_file import InputUnreadable, open_parquet
 from workers.storage.access import object_store_url, storage_options
 from workers.storage.errors import NotFound, StoreDenied, StoreError
 from workers.storage.filesystems import full_url, is_local, open_filesystem, read_url
 from workers.storage.lookahead import ahead
 
 EDITION = "stint.edition"
-PLACE = ("source_uri", "source_version", "row_group", "row")
 HELD_BYTES = 64 * 2**20
 """Of objects that are fetched and not written yet."""
 BATCH_ROWS = 1024
@@ -176,7 +175,7 @@ class LanceOutput:
 
         dead = defaultdict[int, Any](Bitmap)
         plans = str([plan for _, plan in (*change.dropped, *change.trimmed)])[1:-1]
-        columns = [MODEL.name, PLAN.name, *(PLACE if change.trimmed else ())]
+        columns = [MODEL.name, PLAN.name, *(field.name for field in SOURCE_FIELDS if change.trimmed)]
         which = f"{PLAN.name} IN ({plans})" if plans else "false"
         for part, rows in _by_part(self._table.scanner(columns, which, with_row_address=True).to_batches()):
             seen = change.trimmed[part](rows) if part in change.trimmed else rows
@@ -216,7 +215,7 @@ def _widens(kind: pa.DataType, into: pa.DataType) -> bool:
 
 def _opened(file: RowFile) -> pq.ParquetFile:
     try:
-        opened = pq.ParquetFile(pa.BufferReader(read_url(file.uri)), page_checksum_verification=True)
+        opened = open_parquet(pa.BufferReader(read_url(file.uri)))
     except (NotFound, pa.ArrowException) as error:
         raise StoreError(f"{file.uri} is gone or damaged, although its plan is done: {error}") from error
     if opened.metadata.num_rows != file.rows:

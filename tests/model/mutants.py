@@ -165,11 +165,9 @@ def beside_what_was_there(claims: Iterable[Claim]) -> set[tuple[int, str, str]]:
 # ---------------------------------------------------------------------------------------------- tables
 
 
-def claimed_anyway(
-    self: Discovery, table: TableFound, plans: Sequence[Plan], right: Any = Discovery._content_of_table
-) -> Any:
+def claimed_anyway(self: Discovery, plans: Sequence[Plan], right: Any = Discovery.content) -> Any:
     """What was found of a table is claimed, whoever has planned meanwhile."""
-    return right(self, table, plans[: len(self.plans)])
+    return right(self, plans[: len(self.plans)])
 
 
 def carried_though_gone(table: TableState, known: Mapping[str, Known], gone: object) -> TableClaim:
@@ -329,7 +327,7 @@ MUTANTS = (
         Scenario("asked to score again", {}, before=A, again="a.jpg"), Bounds(faults=0), "readers see 2 rows of",
     ),
     Mutant(
-        "a table is claimed although another run has planned", method(Discovery, "_content_of_table", claimed_anyway),
+        "a table is claimed although another run has planned", method(Discovery, "content", claimed_anyway),
         Scenario("two runs, a table", MADE, runs=2, table=True), Bounds(faults=0, preemptions=1),
         "is scored by plans 1 and 2",
     ),

@@ -7,8 +7,9 @@ finds it again, and neither decoder nor network has to run.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +39,23 @@ class Copies:
     def __init__(self, store: Store, keys: Sequence[str], columns: Sequence[str]) -> None:
         """`columns` are what is copied of a row. Objects that are not there hold nothing. Raises NotOurs, StoreError,
         StoreDenied."""
-        self._store, self._keys, self._columns = store, keys, columns
-        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._columns = columns
+
+        def read(number: int, names: Sequence[str]) -> pa.Table:
+            return OutputObject(store.get(keys[number])).table([IMAGE_HASH, *names])
+
+        def hashes_of(number: int) -> pa.Array:
+            """Of an object's rows; null where there is no prediction."""
+            try:
+                table = read(number, ["error_code"])
+            except NotFound:
+                return pa.array([], pa.binary())
+            return pc.if_else(pc.is_null(table["error_code"]), table[IMAGE_HASH], None).combine_chunks()
+
+        self._object = lru_cache(_OBJECTS_HELD)(lambda number: read(number, columns))
         begins, places, room = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], MOST_COPIED
         latest_first = range(len(keys) - 1, -1, -1)
-        for number, hashes in zip(latest_first, ahead(self._hashes, latest_first, "copies"), strict=True):
+        for number, hashes in zip(latest_first, ahead(hashes_of, latest_first, "copies"), strict=True):
             rows = np.flatnonzero(pc.is_valid(hashes).to_numpy(zero_copy_only=False))[:room]
             begins.append(_begins(hashes.take(pa.array(rows))))
             places.append(number << 32 | rows)
@@ -70,23 +83,6 @@ class Copies:
             numbers += [n for n, _ in same]
             tables.append(table.take(pa.array([row for _, row in same], pa.int64())))
         return numbers, pa.concat_tables(tables).select(self._columns) if tables else pa.table({})
-
-    def _hashes(self, number: int) -> pa.Array:
-        """Of an object's rows; null where there is no prediction."""
-        try:
-            table = OutputObject(self._store.get(self._keys[number])).table([IMAGE_HASH, "error_code"])
-        except NotFound:
-            return pa.array([], pa.binary())
-        return pc.if_else(pc.is_null(table["error_code"]), table[IMAGE_HASH], None).combine_chunks()
-
-    def _object(self, number: int) -> pa.Table:
-        if number not in self._held:
-            read = OutputObject(self._store.get(self._keys[number])).table([IMAGE_HASH, *self._columns])
-            self._held[number] = read
-        self._held.move_to_end(number)
-        while len(self._held) > _OBJECTS_HELD:
-            self._held.popitem(last=False)
-        return self._held[number]
 
 
 def _begins(hashes: pa.Array) -> npt.NDArray[np.uint64]:

@@ -61,7 +61,7 @@ def _no_view(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if pa.types.is_string_view(kind) else kind
 
 
-def _type_at(fields: Any, path: Sequence[str]) -> pa.DataType:
+def type_at(fields: Any, path: Sequence[str]) -> pa.DataType:
     for name in path:
         fields = fields.field(name).type
     return fields
@@ -96,7 +96,7 @@ def image_columns(schema: pa.Schema, column: str) -> list[str]:
     """What to read of a column for its images: the column, or of a struct its fields `bytes` and `path`. Raises
     InputUnreadable when there is no such column or it holds something else, with the line that works."""
     path = column_path(schema, column)
-    kind = _type_at(schema, path) if path else None
+    kind = type_at(schema, path) if path else None
     if kind is not None and (held := holds(kind)):
         fields = ("bytes", "path") if held == "struct" else ()
         return [f"{column}.{name}" for name in fields if kind.get_field_index(name) >= 0] or [column]
@@ -166,7 +166,7 @@ def file_columns(schema: pa.Schema, how: InputSpec, uri: str) -> tuple[list[str]
                 for near in (same or difflib.get_close_matches(column, there, n=1, cutoff=0.6))[:1]:
                     line = near if name == column and "." not in near else f"{{{name}: {near}}}"
                 raise InputUnreadable(f"no column {column!r}{line and f'; write `keys: [{line}]`'} ({_has(there)})")
-            kind = _type_at(schema, at) if isinstance(at, tuple) else at.type
+            kind = type_at(schema, at) if isinstance(at, tuple) else at.type
             if isinstance(at, tuple) and at in (path[: len(at)], (*path, "bytes")) and holds(kind) != "text":
                 raise InputUnreadable(f"{column!r} is the image itself, which is not copied; take it out of input.keys")
             types.append(pa.field(name, kind))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, groupby, pairwise
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from workers.contract import InputSpec, Slice
-from workers.source.columns import column_path, columns_of, image_columns, key_places, keys_of
+from workers.source.columns import column_path, columns_of, image_columns, key_places, keys_of, type_at
 from workers.source.parquet import blocks_of
 from workers.source.rows import BLOCK_BYTES, RowBlock
 from workers.source.source_file import InputUnreadable
 from workers.storage.access import object_store_url, storage_options
 from workers.storage.errors import NotFound, StoreError
-from workers.storage.filesystems import is_local, open_filesystem
+from workers.storage.filesystems import info_of, is_local, open_filesystem
 from workers.storage.lookahead import ahead
 from workers.storage.retries import retrying
 
@@ -58,27 +58,22 @@ def lance_dataset(url: str, version: str = "") -> Any:
     import lance
 
     folder, number = lance_root(url, version)
-
-    def opened() -> Any:
-        return lance.dataset(
-            object_store_url(folder),
-            version=number,
-            storage_options=storage_options(folder),
-            index_cache_size_bytes=0,
-            metadata_cache_size_bytes=SCAN_BUFFER_BYTES,
-        )
-
+    opened = partial(
+        lance.dataset,
+        object_store_url(folder),
+        version=number,
+        storage_options=storage_options(folder),
+        index_cache_size_bytes=0,
+        metadata_cache_size_bytes=SCAN_BUFFER_BYTES,
+    )
     with suppress(OSError, ValueError):
         return opened()
     # Lance has one type for all that can happen. So the store itself is asked, with patience, before it tries again.
     fs, path = open_filesystem(folder)
-    names = {
-        str(name).rpartition("/")[2] for name in retrying(lambda: fs.ls(f"{path}/_versions", detail=False), folder)
-    }
-    manifests = {name for name in names if name.endswith(".manifest")}
-    if not manifests or (
-        number is not None and manifests.isdisjoint({f"{number}.manifest", f"{_LAST - number:020}.manifest"})
-    ):
+    paths = retrying(lambda: fs.ls(f"{path}/_versions", detail=False), folder)
+    there = {name for name in (str(one).rpartition("/")[2] for one in paths) if name.endswith(".manifest")}
+    wanted = there if number is None else {f"{number}.manifest", f"{_LAST - number:020}.manifest"}
+    if not there & wanted:
         raise NotFound(f"version {version} of {url}")
     try:
         return opened()
@@ -119,7 +114,7 @@ class _Fragment:
         self._first = number * (_OFFSET + 1)
         file = next(one for one in facts.files if one.path.endswith(name))
         self._version = (file.file_major_version, file.file_minor_version)
-        size = file.file_size_bytes or _size(uri)  # old writers do not tell
+        size = file.file_size_bytes or info_of(uri)["size"]  # old writers do not tell
         self.row_bytes = max(1, size // max(1, facts.physical_rows))
         self.live = np.arange(facts.physical_rows)
         if facts.num_deletions:
@@ -152,11 +147,6 @@ class _Fragment:
                 yield row, cell["size"] if cell else 0, ""
             else:  # a part of a file is not followed: no file is called so
                 yield row, 0, cell["blob_uri"] + (f", bytes from {cell['position']}" if cell["size"] else "")
-
-
-def _size(uri: str) -> int:
-    fs, path = open_filesystem(uri)
-    return int(retrying(lambda: fs.size(path), uri))
 
 
 def live_rows(dataset: Any, fragments: Iterable[int]) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
@@ -223,8 +213,7 @@ def _batches(
         for batches in ahead(begun, _parts(fragment, wanted, blobs), "lance", at_once=SCANS, a_thread=1):
             yield from batches
     except (OSError, ValueError) as error:  # whatever it was: the store itself is asked
-        fs, path = open_filesystem(rows.uri)
-        retrying(lambda: fs.info(path), rows.uri)
+        info_of(rows.uri)
         raise (InputUnreadable if is_local(rows.uri) else StoreError)(f"{rows.uri}: {error}") from error
 
 
@@ -265,11 +254,7 @@ def _checked(
 def _outside(schema: pa.Schema, names: Sequence[str]) -> str:
     """The first of these columns with blobs that may lie outside the table; "" if none has any."""
     for name in names:
-        first, *steps = column_path(schema, name) or (name,)
-        kind = schema.field(first).type
-        for step in steps:
-            kind = kind.field(step).type
-        if _has_blobs(kind):
+        if _has_blobs(type_at(schema, column_path(schema, name) or (name,))):
             return name
     return ""
 

@@ -241,7 +241,7 @@ MISTAKES = {
     "rows that are back are not claimed": (table_claims, "back[uri] = rows", "pass"),
     "a file that is no more stays": (table_claims, "standing=Standing.OUT, deleted", "standing=Standing.LIVE, deleted"),
     "what is out of date is not told": (table_claims, "frozenset(outdated), why", "frozenset(), why"),
-    "what was scored once is forgotten": (table_files, "common(unscored, now.deleted)", "now.deleted"),
+    "what was scored once is forgotten": (table_files, "if unscored is None", "if True"),
     "files that are out have predictions": (table_files, "in (Standing.LIVE, Standing.KEPT)", "in tuple(Standing)"),
     "kept files count as gone": (table_files, "in (Standing.LIVE, Standing.KEPT)", "is Standing.LIVE"),
     "superseded rows are seen": (superseded, "if uri not in there", "if False"),

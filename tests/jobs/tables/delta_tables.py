@@ -18,7 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from jobs.tables.bitmaps import _B85, _Z85
 from jobs.tables.delta import read_state
-from jobs.tables.delta_log import DeltaLog
+from jobs.tables.delta_log import FILE_COLUMNS, DeltaLog
 from jobs.tables.state import TableState
 from workers.contract import FIELD_ID, NAMES_IN_FILES
 from workers.storage.filesystems import open_filesystem
@@ -274,9 +274,7 @@ class DeltaMaker:
             if dead != file.deleted.tolist():
                 vectors.append((file, len(held), dead))
         log = DeltaLog(self.url)
-        base = log.base(self.version)
-        after = (one for _, some in log.committed(range(base + 1, self.version + 1)) for one in some)
-        known = {one["add"]["path"]: one["add"] for one in (*log.checkpoint(base), *after) if one.get("add")}
+        known = {one["path"]: one for kind, one in log.actions(self.version, FILE_COLUMNS) if kind == "add"}
         stored = stored_vectors(self.path, [dead for _, _, dead in vectors])
         for (file, held, _), vector in zip(vectors, stored, strict=True):
             name = file.uri.rpartition("/")[2]
