@@ -13,7 +13,7 @@ from jobs.console import Console
 from jobs.errors import RunFailed, SpecError
 from jobs.plan.command_line import for_each_day
 from jobs.plan.job import Job, absolute
-from jobs.tables.sync import sync
+from jobs.tables.sync import held_edition, sync
 from jobs.tables.target import OutputTable
 from workers.storage.errors import StoreDenied, StoreError
 
@@ -43,6 +43,12 @@ def sync_table(job: Job) -> str:
             "run `stint table sync SPEC` once that is mended, or leave it to the next run",
         ) from error
     return done.describe(table_uri(job)) if done else ""
+
+
+def check_table(job: Job) -> None:
+    """Raises SpecError for a table that the job names and cannot write, StoreError, StoreDenied."""
+    if job.spec.output.table is not None:
+        held_edition(job.store, open_table(job), table_uri(job))
 
 
 def open_table(job: Job) -> OutputTable:

@@ -14,6 +14,7 @@ from jobs.plan.discovery import Discovery, discover
 from jobs.plan.job import Job
 from jobs.report.new_model import new_model
 from jobs.report.runs import estimate
+from jobs.table import check_table
 from workers.contract import ModelSpec
 from workers.counted import counted
 from workers.host.cores import read_topology
@@ -29,6 +30,7 @@ def command(arguments: argparse.Namespace, console: Console) -> int:
 
     def show(job: Job) -> None:
         _check_output(job.store.url)
+        check_table(job)
         if not os.environ.get("RAY_ADDRESS"):  # which nodes a cluster has, only a run asks
             job = replace(job, workers_there=read_topology().budget // job.threads)
         found = discover(job, arguments.again or "")

@@ -38,7 +38,7 @@ from jobs.progress.format import first_few
 from jobs.report.runs import newest_runs, too_bad_plans
 from jobs.table import open_table, table_uri
 from jobs.tables.delta_log import named_files
-from jobs.tables.editions import Edition, Editions
+from jobs.tables.sync import held_edition
 from workers.contract import InputSpec, Shard, Slice, TableOf, parse_shard_key, shard_key
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, Rows
@@ -361,21 +361,21 @@ def _bits(column: pa.ChunkedArray) -> pa.Array:
 def _check_table(job: Job, verdict: Verdict, done: Collection[int]) -> None:
     """It must show as many rows as readers see, unless it shows another model or has yet to be brought up."""
     table, where = open_table(job), table_uri(job)
-    number = table.read()
-    edition = Editions(job.store).get(number) if number else Edition()
-    if edition is None or edition.root not in ("", job.ledger.root) or edition.done != done:
-        shows = f"{counted(len(edition.done), 'plan')} of {edition.root or 'no model'}" if edition else "another output"
-        follows = edition is not None and edition.root == followed_root(job.store) != job.ledger.root
-        way_out = "which readers follow" if follows else "`stint table sync SPEC` brings it up"
-        verdict.notes.append(f"output.table: {where} shows {shows}; {way_out}")
+    edition, followed = held_edition(job.store, table, where), followed_root(job.store)
+    if edition.root not in ("", job.ledger.root) or edition.done != done:
+        shows = f"{counted(len(edition.done), 'plan')} of {edition.root or 'no model'}"
+        follows = ", which readers follow" if edition.root == followed != job.ledger.root else ""
+        way_out = "" if follows else "; `stint table sync SPEC` brings it up"
+        verdict.notes.append(f"output.table: {where} shows {shows}{follows}{way_out}")
         return
     shown, seen = sum(table.rows().values()), verdict.seen.scored
-    if shown == seen:
-        verdict.notes.append(f"output.table: {where} shows the {counted(seen, 'row')} that readers see")
-    else:
+    if shown == seen and done:
+        verdict.notes.append(f"output.table: {where} shows as many rows as readers see: {seen:,}")
+    elif shown != seen:
         verdict.found["tables with other rows"].append(
             f"output.table: {where} shows {counted(shown, 'row')}, where readers see {seen:,}: somebody else has "
-            "changed its rows; take it back to an earlier version, or name another output.table.uri, to be made anew"
+            "changed its rows; to have it made anew, move it away (a Delta table: `_delta_log/`) and run "
+            "`stint table sync SPEC`"
         )
 
 

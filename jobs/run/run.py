@@ -49,7 +49,7 @@ from jobs.run.policy import deadline
 from jobs.run.shortfall import reasons_left
 from jobs.run.tally import Tally
 from jobs.spec.schema import Workers
-from jobs.table import open_table, sync_table
+from jobs.table import check_table, sync_table
 from workers.bundle.profiles import HostKind
 from workers.counted import counted
 from workers.outcomes import NO_ROWS, BundleOutcome, Rows
@@ -197,8 +197,7 @@ class Run:
             return self._ensure_bundle(discover(self.job).to_sample)
 
     def _complete(self) -> None:
-        if self.job.spec.output.table is not None:
-            open_table(self.job).read()  # what is wrong with it is told before a night's work
+        check_table(self.job)  # what is wrong with it is told before a night's work
         absent = self._discover()
         if absent is None:
             self._finish_open()  # another run may have claimed in between: whatever is open is this run's business too

@@ -9,6 +9,7 @@ one, and for any commit holds all files of a table in memory; here it only write
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -31,6 +32,9 @@ from workers.storage.lookahead import ahead
 from workers.storage.store import open_store
 
 _APP = "stint"
+_EDITION = re.compile(r"Predictions of Stint, edition (\d+)\.")
+"""In the table's description: of what Delta restores with the rows, all that may hold a number of ours. The application
+transaction, which RESTORE leaves, counts where somebody has described the table anew."""
 _COMMITS = 10
 """After how many a checkpoint is due."""
 _KEPT = {"delta.deletedFileRetentionDuration": "interval 36500 days"}
@@ -76,6 +80,8 @@ class DeltaOutput:
             elif kind == "txn" and said["appId"] == _APP:
                 edition = int(said["version"])
         metadata, protocol = self._table["metaData"], self._table["protocol"]
+        if number := _EDITION.search(metadata.get("description", "")):  # which RESTORE takes back with the rows
+            edition = int(number[1])
         metadata["configuration"] = dict(metadata.get("configuration", ()))
         metadata["format"] = {"provider": "parquet", "options": {}}
         features = {*protocol.get("readerFeatures", ()), *protocol.get("writerFeatures", ())}
@@ -93,7 +99,7 @@ class DeltaOutput:
         return edition
 
     def commit(self, edition: int, schema: pa.Schema, change: Change, copy: Copy) -> None:
-        actions = self._of_table(schema)
+        actions = self._of_table(schema, edition)
         added = {self._path(file): file for file in change.added}
         live = self._live({*change.dropped, *change.trimmed})
         removed = {path: file for path, file in live.items() if file.part in change.dropped}
@@ -168,8 +174,8 @@ class DeltaOutput:
             raise StoreError(f"{self._told}: {uri} of the table cannot be read: {error}") from error
         return pa.table(columns)
 
-    def _of_table(self, schema: pa.Schema) -> list[dict[str, Any]]:
-        """Actions that let the table have these columns and be kept; none where it is so. Raises SpecError."""
+    def _of_table(self, schema: pa.Schema, edition: int) -> list[dict[str, Any]]:
+        """Actions that let the table have these columns, say the edition and be kept. Raises SpecError."""
         metadata = self._table.get("metaData") or {
             **{"id": str(uuid.uuid4()), "format": {"provider": "parquet", "options": {}}},
             **{"schemaString": "", "partitionColumns": _DIVIDED, "createdTime": int(time.time() * 1000)},
@@ -196,7 +202,14 @@ class DeltaOutput:
                 fields.append(one)
                 text = ""
         text = text or json.dumps({"type": "struct", "fields": fields})
-        metadata = {**metadata, "schemaString": text, "configuration": {**metadata["configuration"], **_KEPT}}
+        before, sentence = metadata.get("description", ""), f"Predictions of Stint, edition {edition}."
+        described = _EDITION.sub(sentence, before) if _EDITION.search(before) else f"{before} {sentence}".strip()
+        metadata = {
+            **metadata,
+            "description": described,
+            "schemaString": text,
+            "configuration": {**metadata["configuration"], **_KEPT},
+        }
         if "timestamp_ntz" in text and _NTZ not in protocol.get("readerFeatures", ()):
             features = sorted({*protocol.get("writerFeatures", ("appendOnly", "invariants")), _NTZ})
             versions = {"minReaderVersion": 3, "minWriterVersion": 7}

@@ -44,7 +44,6 @@ part of a Delta table's file from its folders."""
 class Synced:
     """How the table came to hold what readers see."""
 
-    edition: int
     root: str
     plans: int
     """Whose rows it shows."""
@@ -70,20 +69,14 @@ def sync(store: Store, table: OutputTable, where: str, known: Ledger | None = No
     """
     rows = changed = tries = 0
     while True:
-        number = table.read()  # before the ledger, so that the ledger is not older than what the table holds
+        held = held_edition(store, table, where)  # before the ledger, which is not older then than what it holds
         editions, root = Editions(store), followed_root(store)
-        held = editions.get(number) if number else Edition()
-        if held is None:
-            raise SpecError(
-                f"output.table: {where} holds predictions of another output (edition {number})",
-                "name another output.table.uri: a table belongs to one output",
-            )
         if root is None:
             return None
         ledger = known if known is not None and known.root == root else Ledger(store, root)
         wanted, all_of_it = _next_edition(ledger, held)
         if wanted == held:
-            return Synced(number, root, len(held.done), rows, changed)
+            return Synced(root, len(held.done), rows, changed)
         moves, copy = Moves.between(ledger, held, wanted), partial(_copy, store)
         if (schema := moves.schema()) is None:
             return None
@@ -106,7 +99,20 @@ def sync(store: Store, table: OutputTable, where: str, known: Ledger | None = No
         rows += sum(file.rows for file in change.added)
         changed += len(change.dropped) + len(change.trimmed)
         if all_of_it:
-            return Synced(number, root, len(wanted.done), rows, changed)
+            return Synced(root, len(wanted.done), rows, changed)
+
+
+def held_edition(store: Store, table: OutputTable, where: str) -> Edition:
+    """What the table holds now. Raises SpecError for a table of another output, and as `OutputTable.read`."""
+    number = table.read()
+    held = Editions(store).get(number) if number else Edition()
+    if held is None:
+        raise SpecError(
+            f"output.table: {where} holds predictions of another output (edition {number})",
+            "a table belongs to one output: name another output.table.uri, or move this one away "
+            "(a Delta table: `_delta_log/`), and it is made anew",
+        )
+    return held
 
 
 def _next_edition(ledger: Ledger, held: Edition) -> tuple[Edition, bool]:

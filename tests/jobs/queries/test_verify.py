@@ -17,7 +17,7 @@ from jobs.cli import main
 from jobs.queries import verify
 from jobs.reader import done
 from jobs.tables.delta_output import DeltaOutput
-from jobs.tables.target import Change, Part, RowFile
+from jobs.tables.target import Change, Portion, RowFile
 from tests.support.digits_job import Digits
 from tests.workers.source.test_reading import slices_of
 from workers.contract import InputSpec
@@ -183,7 +183,7 @@ def test_what_a_compaction_of_the_table_left_is_no_stray(damaged: Callable[..., 
         for file in sorted(out.glob("model=*/plan=*/*.parquet")):
             model, plan = (folder.partition("=")[2] for folder in file.parts[-3:-1])
             rows, size = pq.read_metadata(file).num_rows, file.stat().st_size
-            files.append(RowFile(str(file), Part(model, int(plan)), rows, size))
+            files.append(RowFile(str(file), Portion(model, int(plan)), rows, size))
         assert table.read() == 0
         table.commit(1, pq.read_schema(files[0].uri), Change(files), copy=lambda *_: files[0])
         predictions = done(str(out)).table()

@@ -706,6 +706,23 @@ def test_a_table_of_features_that_are_none_is_written(out: Output) -> None:
     assert len(out.rows()) == 4
 
 
+def test_the_number_goes_back_with_the_rows_that_somebody_restores(out: Output) -> None:
+    files = [out.object(number) for number in (1, 2)]
+    for number, file in enumerate(files, 1):
+        out.table.read()
+        out.commit(number, Change([file]))
+    out.delta().alter.set_table_description(f"Ours. {out.delta().metadata().description}")
+    out.delta().restore(0)
+    assert out.table.read() == 1
+    out.commit(2, Change([files[1]]))
+    assert out.rows() == sorted([*of(files[0]), *of(files[1])])
+    out.delta().alter.set_table_description("Another text")
+    assert out.table.read() == 2
+    out.commit(3, Change())
+    assert out.delta().metadata().description == "Another text Predictions of Stint, edition 3."
+    assert out.table.read() == 3
+
+
 def test_the_number_does_not_expire(out: Output) -> None:
     out.table.read()
     out.commit(1, Change([out.object(1)]))
