@@ -25,6 +25,7 @@ from jobs.ledger.superseded import OutOfDate, counted_plans
 from jobs.ledger.table_files import without
 from jobs.tables.editions import Edition, Editions
 from jobs.tables.target import Change, Copy, OutputTable, Portion, RowFile, Seen, TableMoved
+from workers.contract import Slice
 from workers.counted import counted
 from workers.output import OutputObject
 from workers.storage.lookahead import ahead
@@ -198,8 +199,9 @@ class Moves:
         added, dropped, trimmed = list[RowFile](), list[Portion](), dict[Portion, Seen]()
         for number, plan in self.after.items():
             part, hidden = _part(self.ledger.root, number), more.of(plan)
-            if number not in self.before:
-                added += self._files(plan, doubtful=hidden, copy=copy)
+            if number not in self.before:  # what it has may have gone before, come back and gone again
+                ever = _Hides.beyond(self.hidden_after, OutOfDate()).of(plan)
+                added += self._files(plan, doubtful=ever, copy=copy)
                 continue
             if hidden and self.hidden_after.of_plan(number) >= plan.claimed:
                 dropped.append(part)
@@ -214,7 +216,13 @@ class Moves:
     ) -> Iterator[RowFile]:
         """Objects of the plan, or `only` those with rows of sources that are `doubtful`: of these, rows that are seen
         and were not."""
-        read = {shard.key for shard in plan.shards_reading(doubtful)} if doubtful else set[str]()
+        hidden, dead = self.hidden_after, self.hidden_after.of_plan(plan.number)
+
+        def in_doubt(piece: Slice) -> bool:
+            return only or (piece.uri, piece.version) in dead or hidden.live_rows(piece) < piece.rows
+
+        shards = plan.shards_reading(doubtful) if doubtful else ()
+        read = {shard.key for shard in shards if any(map(in_doubt, shard.slices))}
         url, part = f"{self.ledger.store.url}/{self.ledger.root}", _part(self.ledger.root, plan.number)
 
         def shown(whole: RowFile) -> RowFile | None:

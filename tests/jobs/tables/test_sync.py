@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.errors import RunFailed, SpecError
+from jobs.input.footers import Opened
 from jobs.ledger.current import follow, followed_root
 from jobs.ledger.ledger import Ledger
 from jobs.ledger.plans import Content, Plan
@@ -44,6 +46,12 @@ def expected(store: Store) -> Counter[tuple[object, ...]]:
         part = Portion(root.removeprefix("model="), place_of(file)[0])
         found += places(part, done.superseded.seen(part.plan, pq.read_table(file)))
     return found
+
+
+def of_table(says: dict[str, FileStands], new: Sequence[Opened]) -> Content:
+    of = TableOf(url="s3://in", version="1", schema=b"", constants={}, copies=())
+    table = TablePart(of=of, format="delta", files=says)
+    return Content(cut(new, Bounds(3, 3, 2**20)).shards, table=table)
 
 
 class Nights:
@@ -85,10 +93,7 @@ class Nights:
             if uri not in self.stands:
                 new.append(opened(uri, ROWS // 2, ROWS // 2, version="table"))
         self.stands |= says
-        part = TablePart(
-            of=TableOf(url="s3://in", version="1", schema=b"", constants={}, copies=()), format="delta", files=says
-        )
-        return Content(cut(new, Bounds(3, 3, 2**20)).shards, table=part)
+        return of_table(says, new)
 
     def finish(self, ledger: Ledger, plan: Plan) -> None:
         for shard in plan.shards:
@@ -150,6 +155,24 @@ def night(store: Store, *names: str, root: str = ROOT) -> Plan:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return LocalStore(str(tmp_path))
+
+
+def test_rows_that_came_back_and_went_again_between_two_looks_are_not_shown(store: Store) -> None:
+    ledger, stored, nights = Ledger(store, "model=table-1"), Stored(), Nights(store, Random(0))
+    file = opened("s3://in/a", ROWS // 2, ROWS // 2, version="table")
+
+    def night(deleted: list[int], *new: Opened) -> None:
+        stands = FileStands(Standing.LIVE, np.array(deleted, np.int64), group_rows=(ROWS // 2, ROWS // 2))
+        plan = ledger.claim(lambda _: of_table({"s3://in/a": stands}, new))
+        assert plan is not None
+        nights.finish(ledger, plan)
+
+    night([1], file)
+    sync(store, MemoryTable(stored), "t")
+    night([], file)
+    night([1])
+    sync(store, MemoryTable(stored), "t")
+    assert stored.rows() == expected(store)
 
 
 def test_two_runs_that_add_the_same_plan_add_it_once(store: Store) -> None:
